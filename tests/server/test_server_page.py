@@ -270,6 +270,35 @@ def test_the_nearest_sentence_is_tinted(open_page, site: Running) -> None:
     assert page.locator("#one .near").text_content() == " Two birds!"
 
 
+def test_own_words_are_read_in_place_of_the_reasoning(open_page, site: Running) -> None:
+    page = open_page(site)
+    page.locator("#empty").wait_for()
+    assert page.locator("#given").is_hidden()
+    page.select_option("#budget", "given")
+    ask(page, "train")
+    assert page.locator("#problem").text_content() == "Write your own reasoning, or choose another kind."
+    page.fill("#given", "railways, Austria")
+    page.keyboard.press("Enter")
+    done(page)
+    assert address(page) == {"q": "train", "budget": "given", "given": "railways, Austria"}
+    assert page.locator("#reasoning-title").text_content() == "Your reasoning"
+    assert page.locator("#reasoning-text").text_content() == "railways, Austria"
+    assert page.locator("#reasoning-end").text_content().endswith("given by you.")
+    page.reload()
+    done(page)
+    assert page.locator("#given").is_visible()
+    assert page.locator("#reasoning-text").text_content() == "railways, Austria"
+
+
+def test_what_was_read_is_shown(open_page, site: Running) -> None:
+    page = open_page(site)
+    passage = {"id": "a#1", "document": "a", "title": "Railways", "text": "Trains run on rails."}
+    give(page, [hit("a")], [hit("a")], read=[passage])
+    ask(page, "anything")
+    done(page)
+    assert page.locator("#read li").all_text_contents() == ["Railways: Trains run on rails.…"]
+
+
 def test_remembered_reasoning_says_what_it_once_took(open_page, site: Running) -> None:
     page = open_page(site)
     give(page, [hit("a")], [hit("a")], remembered_ms=2345.6)
@@ -547,7 +576,12 @@ def test_budgets_are_those_that_the_server_allows(open_page, tiny, index) -> Non
     with running(lambda: Loaded.of(tiny, index), reasoning_tokens=16, max_reasoning_tokens=20) as server:
         page = open_page(server)
         page.locator("#empty").wait_for()
-        assert page.locator("#budget option").all_text_contents() == ["up to 8 tokens", "up to 16 tokens", "none"]
+        assert page.locator("#budget option").all_text_contents() == [
+            "up to 8 tokens",
+            "up to 16 tokens",
+            "my own words",
+            "none",
+        ]
         assert page.input_value("#budget") == "16"
 
 

@@ -8,9 +8,9 @@ export function element(tag, className, text) {
   return made;
 }
 
-const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
+export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
-// ----------------------------------------------------------------------------------------------- what reasoning changed
+// ---- what reasoning changed
 
 export function explained({ hits, explanation }) {
   // The hits of a result, each with what the server says about it (`about`).
@@ -50,15 +50,13 @@ export function verdict(off, on) {
   return `Reasoning: ${[...parts, first].join(", ")}.`;
 }
 
-function movement({ change, rank, was }) {
+function movement({ change, was }) {
   if (!change) return null;
   const text = { new: "new with reasoning", up: `▲ from ${was}`, down: `▼ from ${was}`, gone: `gone, was ${was}` }[change];
-  const made = element("span", `moved ${change}`, text);
-  made.dataset.rank = String(rank ?? "");
-  return made;
+  return element("span", `moved ${change}`, text);
 }
 
-// ------------------------------------------------------------------------------------------------------- why it is here
+// ---- why it is here
 
 function why(hit) {
   // The hit's rank and score in each list that has it, in words; the fused score only as a tooltip.
@@ -123,12 +121,12 @@ function sameOf(hit) {
 
 export function sentencesOf(hit) {
   // The sentences of the snippet: [start, end] in code points.
-  const found = [], points = Array.from(hit.snippet);
-  for (let start = 0, i = 0; i < points.length; i++) {
-    const last = i === points.length - 1;
-    if (!last && points[i] !== "\n" && !/[。！？]/.test(points[i]) && !(/[.!?]/.test(points[i]) && /\s/.test(points[i + 1]))) continue;
-    if (/\p{L}/u.test(points.slice(start, i + 1).join(""))) found.push([start, i + 1]);
-    start = i + 1;
+  const found = [];
+  let start = 0;
+  for (const { segment } of new Intl.Segmenter("en", { granularity: "sentence" }).segment(hit.snippet)) {
+    const end = start + Array.from(segment).length;
+    if (/\p{L}/u.test(segment)) found.push([start, end]);
+    start = end;
   }
   return found;
 }
@@ -177,7 +175,7 @@ export function showRows(list, rows) {
   if (!rows.length) list.append(element("li", "none", "Nothing was found."));
 }
 
-// ------------------------------------------------------------------------------------------------------------- figures
+// ---- figures
 
 export const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 

@@ -1,26 +1,32 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
 // The address holds the question and its options. No libraries, no build step.
 import { AskError, fetchJson, inWords, local, search, session, stored, vectors } from "./server.js";
-import { absence, element, explained, figures, merged, milliseconds, sentencesOf, showRows, sizes, verdict } from "./hits.js";
+import { absence, element, explained, figures, merged, milliseconds, plural, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
 const MOST_RESULTS = 1000;
 const MORE = 5;
 const QUESTION_TOKENS = 512; // as many of a question are read
+const READ = 120; // characters that are shown of a passage that was read
 const TINTED = 5; // hits of which the nearest sentence is tinted
 const POLL = 2000; // milliseconds between checks of a server that is still loading
 const SPECIAL = { auto: "where it helps (auto)", latent: "in steps without words (latent)" };
-const OPTIONS = ["budget", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
+const STATES = {
+  loading: "The server is loading its model…", stopping: "The server is shutting down.",
+  index_unavailable: "The index cannot be searched now; the server keeps checking.",
+};
+const OPTIONS = ["budget", "given", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
 
 const $ = (id) => document.getElementById(id);
 const wide = window.matchMedia("(min-width: 48rem)");
 const usual = {}; // field -> its default, which the address leaves out
 let running = null; // the AbortController of the question that is being answered
 let ready = false;
-let answer = null; // {off, on} of the question that is shown
+let answer = null; // {asked, off, on} of the question that is shown
+const reading = 3; // passages to be read
 
-// ------------------------------------------------------------------------------------------------------------- theme
+// ---- theme
 
 const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
@@ -37,7 +43,7 @@ $("theme").addEventListener("click", () => {
 prefersDark.addEventListener("change", nameTheme);
 nameTheme();
 
-// ------------------------------------------------------------------------------------------------------------ errors
+// ---- errors
 
 function showProblem(problem) {
   // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
@@ -57,7 +63,7 @@ function clearProblem() {
   $("key-form").hidden = true;
 }
 
-// ------------------------------------------------------------------------------------------------------- the address
+// ---- the address
 
 function readAddress() {
   // Set the fields to what the address says; what it does not say is the default.
@@ -72,7 +78,10 @@ function readAddress() {
     field.value = value;
     if (value) field.parentElement.hidden = false;
   }
+  offerWords();
 }
+
+const offerWords = () => { $("words").hidden = $("budget").value !== "given"; };
 
 function writeAddress(push) {
   const said = new URLSearchParams();
@@ -95,13 +104,13 @@ function filter() {
   return parts.length ? parts.join(" AND ") : null;
 }
 
-// ------------------------------------------------------------------------------------------------------------ asking
+// ---- asking
 
 const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
 
 function chosen() {
-  // What is asked: the body of a request without `reasoning`, and the reasoning of a second request or null; or null
-  // with a message if something is missing.
+  // What is asked: the body of the direct request, and what the second request has in addition (`thinking`) or null; or
+  // null, with a message, if something is missing.
   const query = $("question").value.trim();
   if (!query) {
     $("status").textContent = "Type a question first.";
@@ -116,10 +125,19 @@ function chosen() {
     $("k").focus();
     return null;
   }
-  const budget = $("budget").value, mode = $("mode").value, where = filter();
-  const reasoning = mode === "text" || budget === "off" ? null : Number.isNaN(Number(budget)) ? budget : Number(budget);
-  const body = { query, k, mode, explain: true };
-  return { body: where === null ? body : { ...body, where }, reasoning };
+  const budget = $("budget").value, mode = $("mode").value, where = filter(), given = $("given").value.trim();
+  if (budget === "given" && mode !== "text" && !given) {
+    $("problem").textContent = "Write your own reasoning, or choose another kind.";
+    $("options").open = true;
+    $("given").focus();
+    return null;
+  }
+  const thinking = mode === "text" || budget === "off" ? null
+    : budget === "given" ? { reasoning: true, reasoning_text: given }
+      : budget === "read" ? { reasoning: false, read: reading }
+        : { reasoning: Number(budget) || budget };
+  const body = { query, k, mode, explain: true, reasoning: false };
+  return { body: where === null ? body : { ...body, where }, thinking };
 }
 
 async function start({ push = true } = {}) {
@@ -131,17 +149,17 @@ async function start({ push = true } = {}) {
   running?.abort();
   const mine = new AbortController();
   running = mine;
-  begin(asked);
+  begin();
   try {
-    const off = await search({ ...asked.body, reasoning: false }, mine.signal, () => {});
-    answer = { off: { ...off, hits: explained(off) }, on: null };
+    const off = await search(asked.body, mine.signal, () => {});
+    answer = { asked, off: { ...off, hits: explained(off) }, on: null };
     show(asked);
-    if (asked.reasoning !== null) {
-      $("status").textContent = "The model is reasoning…";
+    if (asked.thinking) {
+      $("status").textContent = asked.thinking.read ? "The model is reading…" : "The model is reasoning…";
+      $("reasoning-title").textContent = asked.thinking.read ? "Read" : asked.thinking.reasoning_text ? "Your reasoning" : "Reasoning";
       $("reasoning").hidden = false;
       $("reasoning").setAttribute("aria-busy", "true");
-      const body = { ...asked.body, reasoning: asked.reasoning };
-      const on = await search(body, mine.signal, (text) => $("reasoning-text").append(text));
+      const on = await search({ ...asked.body, ...asked.thinking }, mine.signal, (text) => $("reasoning-text").append(text));
       answer.on = { ...on, hits: explained(on) };
       show(asked);
     }
@@ -171,18 +189,17 @@ function begin() {
   $("go").hidden = true;
   $("empty").hidden = true;
   $("reasoning").hidden = true;
-  $("reasoning-text").textContent = "";
-  $("reasoning-end").textContent = "";
+  for (const name of ["reasoning-text", "reasoning-end", "read"]) $(name).textContent = "";
   $("results").classList.add("stale");
   $("verdict").classList.add("stale");
   $("absent").textContent = "";
   $("status").textContent = "Searching…";
 }
 
-function show({ body, reasoning } = {}) {
+function show({ body, thinking }) {
   // Show the answers so far, in one list or side by side.
   const { off, on } = answer;
-  const side = $("view").value === "side" && (reasoning !== null || on);
+  const side = $("view").value === "side" && Boolean(thinking);
   $("results").hidden = false;
   $("results").classList.remove("stale");
   $("verdict").classList.remove("stale");
@@ -200,22 +217,22 @@ function show({ body, reasoning } = {}) {
   $("verdict").textContent = on ? verdict(off.hits, on.hits) : "";
   if (on) {
     if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
-    $("reasoning-end").textContent = endOfReasoning(on, reasoning);
+    $("read").replaceChildren(...(on.read ?? []).map(({ title, document: name, text }) => element("li", "", `${title || name}: ${text.slice(0, READ)}…`)));
+    $("reasoning-end").textContent = endOfReasoning(on, thinking);
   }
-  const k = body?.k ?? off.hits.length, most = Math.min(k + MORE, MOST_RESULTS);
+  const { k } = body, most = Math.min(k + MORE, MOST_RESULTS);
   $("more").hidden = off.hits.length < k || most <= k;
   $("more").textContent = `Show ${most - k} more`;
 }
 
-async function tint({ body, reasoning }, signal) {
+async function tint({ body, thinking }, signal) {
   // Tint the sentence of each of the first hits that is nearest to the question, as the model embeds both.
-  const { off, on } = answer, hits = (on ?? off).hits.slice(0, TINTED);
-  const parts = hits.flatMap((hit) => sentencesOf(hit).map(([start, end]) => ({ hit, start, end })));
-  if (body.mode === "text" || parts.length <= hits.length) return;
-  const model = $("model").textContent;
-  const input = parts.map(({ hit, start, end }) => Array.from(hit.snippet).slice(start, end).join(""));
+  const hits = (answer.on ?? answer.off).hits.slice(0, TINTED), model = $("model").textContent;
   try {
-    const [query] = await vectors({ model, input: body.query, input_type: "query", reasoning: reasoning ?? false }, signal);
+    const parts = hits.flatMap((hit) => sentencesOf(hit).map(([start, end]) => ({ hit, start, end })));
+    if (body.mode === "text" || parts.length <= hits.length) return;
+    const input = parts.map(({ hit, start, end }) => Array.from(hit.snippet).slice(start, end).join(""));
+    const [query] = await vectors({ model, input: body.query, input_type: "query", reasoning: Number(thinking?.reasoning) || false }, signal);
     const near = await vectors({ model, input }, signal);
     parts.forEach(({ hit, start, end }, i) => {
       const best = near[i].reduce((sum, value, j) => sum + value * query[j], 0); // the cosine, as both have length 1
@@ -225,19 +242,20 @@ async function tint({ body, reasoning }, signal) {
   } catch { /* it was only a help */ }
 }
 
-function endOfReasoning(result, budget) {
+function endOfReasoning(result, { reasoning: budget, reasoning_text: given }) {
   const trace = result.reasoning;
+  if (given) return `${trace.num_tokens} tokens, given by you.`;
   if (!trace) return budget === "auto" ? "The model's rule did not expect reasoning to help here." : "";
   if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
-  const count = !trace.forced ? `${trace.num_tokens} tokens, finished by itself.`
-    : trace.num_tokens >= budget ? `Cut off at ${trace.num_tokens} tokens.` : `${trace.num_tokens} tokens.`;
+  const tokens = `${trace.num_tokens} tokens`;
+  const count = !trace.forced ? `${tokens}, finished by itself.` : trace.num_tokens >= budget ? `Cut off at ${tokens}.` : `${tokens}.`;
   const once = result.remembered_ms;
   return once ? `${count} Remembered from an earlier question: writing it took ${milliseconds(once)}.` : count;
 }
 
 function summary({ off, on }) {
   const cut = off.usage.prompt_tokens >= QUESTION_TOKENS ? ` Only the first ${QUESTION_TOKENS} tokens of the question were read.` : "";
-  const one = `${off.hits.length} ${off.hits.length === 1 ? "result" : "results"}`;
+  const one = plural(off.hits.length, "result");
   const text = on
     ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}${on.remembered_ms ? " (remembered)" : ""}.`
     : `${one} in ${milliseconds(off.seen)}.`;
@@ -249,9 +267,10 @@ $("ask").addEventListener("submit", (event) => {
   start();
 });
 for (const name of ["mode", "folder", "type"]) $(name).addEventListener("change", () => answer && start());
+$("budget").addEventListener("change", offerWords);
 $("view").addEventListener("change", () => {
   writeAddress(false);
-  if (answer) show({ body: { k: Number($("k").value) }, reasoning: answer.on ? 0 : null });
+  if (answer) show(answer.asked);
 });
 $("more").addEventListener("click", async () => {
   const shown = titles(listOf(document.activeElement) ?? lists()[0]).length;
@@ -294,7 +313,7 @@ function clear() {
   $("question").focus();
 }
 
-// -------------------------------------------------------------------------------------------------------------- keys
+// ---- keys
 
 const lists = () => [...document.querySelectorAll("#results ol")].filter((list) => list.offsetParent !== null);
 const listOf = (target) => target?.closest("ol") ?? null;
@@ -328,7 +347,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// ----------------------------------------------------------------------------------------------------- the beginning
+// ---- the beginning
 
 function addOption(field, value, text) {
   const option = element("option", "", text);
@@ -336,7 +355,7 @@ function addOption(field, value, text) {
   field.append(option);
 }
 
-function offer(limits) {
+function offer(limits, mayRead) {
   // The kinds and budgets of reasoning that the server allows.
   const choices = limits?.anyOf ?? []; // limits: the schema of `reasoning`
   const most = choices.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
@@ -346,6 +365,8 @@ function offer(limits) {
   $("budget").replaceChildren();
   for (const one of budgets) addOption($("budget"), String(one), `up to ${one} tokens`);
   for (const one of choices) if (one.const) addOption($("budget"), one.const, SPECIAL[one.const] ?? one.const);
+  if (mayRead) addOption($("budget"), "read", `none, after reading ${reading} passages`);
+  addOption($("budget"), "given", "my own words");
   addOption($("budget"), "off", "none");
   const stays = [...$("budget").options].some((option) => option.value === before);
   usual.budget = String(Math.min(USUAL_BUDGET, budgets.at(-1)));
@@ -391,10 +412,7 @@ async function load() {
   try {
     const health = await (await fetch("health")).json();
     if (health.status !== "ready") {
-      $("status").textContent = health.status === "loading" ? "The server is loading its model…"
-        : health.status === "stopping" ? "The server is shutting down."
-          : health.status === "index_unavailable" ? "The index cannot be searched now; the server keeps checking."
-            : "The server could not load its model; its log says why.";
+      $("status").textContent = STATES[health.status] ?? "The server could not load its model; its log says why.";
       if (health.status === "loading" || health.status === "index_unavailable") setTimeout(load, POLL);
       return;
     }
@@ -407,7 +425,9 @@ async function load() {
     if (!health.index) return;
     const response = await fetch("openapi.json");
     const described = response.ok ? await response.json() : null;
-    offer(described?.components.schemas.Reasoning);
+    const { Reasoning: limits, Read: most } = described?.components.schemas ?? {};
+    offer(limits, most?.maximum >= reading);
+    offerWords();
     if (new URLSearchParams(location.search).size) readAddress();
     const needsKey = described?.components.securitySchemes && !stored(session, "api-key");
     if (!needsKey) await describe();
