@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 GROUPS: dict[str, tuple[str, ...]] = {
     "Search": ("demo", "index", "search", "serve", "mcp", "delete", "compact"),
     "Evaluate": ("evaluate", "study", "rollouts", "report", "tables"),
-    "Train": ("data", "train", "plot", "card"),
+    "Train": ("data", "train", "adapt", "plot", "card"),
     "Models": ("models", "export", "push", "pull"),
 }
 """Heading -> commands, in the order in which they are listed."""
@@ -19,14 +19,14 @@ class GroupedHelp(TyperGroup):
     """A group of commands whose help lists them by `GROUPS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """All commands in the order of `GROUPS`; others, of which there should be none, come last."""
+        """All commands in the order of `GROUPS`; others come last."""
         grouped = [name for names in GROUPS.values() for name in names if name in self.commands]
         return grouped + [name for name in self.commands if name not in grouped]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each group."""
         for heading, names in GROUPS.items():
-            rows = [(name, _first_sentence(self.commands[name])) for name in names if name in self.commands]
+            rows = [(name, _first_sentence(self.commands[name])) for name in names]
             with formatter.section(heading):
                 formatter.write_dl(rows)
 

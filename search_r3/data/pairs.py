@@ -68,6 +68,11 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
             type, an empty text, a grade not above 0, a positive given twice or among the negatives, or an id used
             before (file, line and field are named).
     """
+    if not Path(path).exists():
+        raise InputError(
+            f"{path} does not exist; `search-r3 data build RECIPE {path}` makes pairs, and `search-r3 data reason PAIRS "
+            f"{path}` pairs with reasoning"
+        )
     pairs: list[TrainingPair] = []
     shared: dict[str, str] = {}  # a document of many queries is kept once
     seen: dict[str, int] = {}
