@@ -76,15 +76,14 @@ def test_an_empty_file_is_refused(tmp_path):
         read_pairs(tmp_path / "pairs.jsonl")
 
 
-<<<<<<< HEAD
 def test_rows_kept_by_an_earlier_version_have_no_passages():
     pair = TrainingPair("a", "q", "p", passages=("x",))
     assert TrainingPair.from_row(pair.as_row()) == pair
     assert TrainingPair.from_row(pair.as_row()[:8]) == TrainingPair("a", "q", "p")
-=======
+
+
 def test_missing_pairs_name_the_commands_that_make_them(tmp_path):
     with pytest.raises(
         InputError, match=r"a\.jsonl does not exist; `search-r3 data build RECIPE .*`search-r3 data reason"
     ):
         read_pairs(tmp_path / "a.jsonl")
->>>>>>> 0bd020a (train sft names the commands that make missing pairs)
