@@ -70,8 +70,8 @@ def read_pairs(path: str | Path) -> list[TrainingPair]:
     """
     if not Path(path).exists():
         raise InputError(
-            f"{path} does not exist; `search-r3 data build RECIPE {path}` makes pairs, and `search-r3 data reason PAIRS "
-            f"{path}` pairs with reasoning"
+            f"{path} does not exist; `search-r3 data build RECIPE {path}` makes pairs, and "
+            f"`search-r3 data reason PAIRS {path}` pairs with reasoning"
         )
     pairs: list[TrainingPair] = []
     shared: dict[str, str] = {}  # a document of many queries is kept once
