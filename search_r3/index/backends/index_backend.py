@@ -55,6 +55,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -74,6 +75,14 @@ Capability = Literal["text", "filter", "approximate", "streaming", "maintenance"
 """Optional abilities of a backend. "text": search by words. "filter": SQL conditions. Only LanceDB has the others:
 "approximate": an approximate index. "streaming": builds larger than memory from a LanceDB table, with typed columns and
 nested sources. "maintenance": compaction. "distributed": builds by Ray. "object_storage": indexes on object storage."""
+
+
+@dataclass(frozen=True)
+class RelevanceFloor:
+    """The best cosines that unrelated questions usually reach in an index, and such of words that no document has."""
+
+    questions: float
+    unknown_words: float
 
 
 class OptionalFeatures:
@@ -96,8 +105,8 @@ class OptionalFeatures:
     """The LanceDB table; only a backend with the capability "streaming" has one."""
     approximate: ApproximateIndex | None = None
     """The approximate index with its measured recall, or None if vectors are searched exactly."""
-    relevance_floor: float | None = None
-    """The best cosine that unrelated questions reach, or None if it was not measured (`build/relevance_floor.py`)."""
+    relevance_floor: RelevanceFloor | None = None
+    """What unrelated questions reach, or None if it was not measured (`build/relevance_floor.py`)."""
 
     @classmethod
     def require(cls, capability: Capability, what: str) -> None:

@@ -6,16 +6,19 @@ from many fields, of which at most a few can be about its documents, and their b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from search_r3.index.backends.index_backend import IndexBackend
+from search_r3.index.backends.index_backend import IndexBackend, RelevanceFloor
 from search_r3.index.backends.lance.floor_record import FloorRecord, read_floor, write_floor
 from search_r3.index.encoder_protocol import Encoder
 
-QUANTILE = 0.5
-"""Of the questions' best cosines: half of the questions may be about the index's subject by chance."""
+DEVIATIONS = 1.645
+"""Standard deviations above the median: 95% of a normal distribution."""
+MAD_OF_DEVIATION = 1.4826
+"""A normal distribution's standard deviation as a multiple of its median absolute deviation."""
 CHANGED = 0.1
 """Share of rows by which the index may grow or shrink before the floor is measured again."""
 QUESTIONS = (
@@ -41,21 +44,41 @@ QUESTIONS = (
     "what are the rules of offside in ice hockey",
     "how do I file taxes as a freelance photographer",
     "which plants grow well in a dark bathroom",
+)
+"""Questions from many fields."""
+UNKNOWN_WORDS = (
     "qwxzv plorf dranth uvvik",
     "zzkt mmbn yyqo rrwx tthv",
+    "grobble wint farsk",
+    "hjkl poiu vbnm",
+    "xanthil drobe ulmert sprak venn",
+    "lorp",
+    "tzik brumfel qaddo",
+    "wexil yorr haspent crund",
 )
-"""Questions from many fields, and two of no field at all."""
+"""Questions of words that no document has. A model places them elsewhere than words that it knows, often nearer."""
 
 
-def measure_floor(backend: IndexBackend, model: Encoder) -> float:
-    """The median of the best cosines of `QUESTIONS`, asked without reasoning."""
-    vectors = np.asarray(model.encode_query(list(QUESTIONS), reasoning=False), dtype=np.float32)
-    best = [found[0][1] for vector in vectors if (found := backend.search(vector, 1))]
-    return float(np.quantile(best, QUANTILE))
+def measure_floor(backend: IndexBackend, model: Encoder) -> RelevanceFloor:
+    """The cosines that `QUESTIONS` and `UNKNOWN_WORDS` reach in an index, asked without reasoning."""
+    return RelevanceFloor(*(_upper(_best_cosines(texts, backend, model)) for texts in (QUESTIONS, UNKNOWN_WORDS)))
+
+
+def _best_cosines(texts: Sequence[str], backend: IndexBackend, model: Encoder) -> list[float]:
+    vectors = np.asarray(model.encode_query(list(texts), reasoning=False), dtype=np.float32)
+    return [found[0][1] for vector in vectors if (found := backend.search(vector, 1))]
+
+
+def _upper(values: Sequence[float]) -> float:
+    """Below which 95% of such values lie, even if a quarter of `values` are outliers (an index about cooking is asked
+    about cooking too): the median and the median absolute deviation, as of a normal distribution."""
+    median = float(np.median(values))
+    deviation = MAD_OF_DEVIATION * float(np.median(np.abs(np.asarray(values) - median)))
+    return round(median + DEVIATIONS * deviation, 4)
 
 
 def keep_floor(table: Any, backend: IndexBackend, model: Encoder) -> None:
     """Measure the floor and record it in the table, unless about as many rows were there when that was done last."""
     rows, kept = backend.count(), read_floor(table)
     if rows and (kept is None or abs(rows - kept.rows) > CHANGED * kept.rows):
-        write_floor(table, FloorRecord(round(measure_floor(backend, model), 4), rows))
+        write_floor(table, FloorRecord(measure_floor(backend, model), rows))

@@ -1,7 +1,8 @@
 """Why hits were found, for people: marked words, weak hits, equal passages, and words that occur nowhere.
 
 A hit is weak if its cosine is below what unrelated questions reach in the same index (`build/relevance_floor.py`), and
-it has fewer than half of the question's words.
+it has fewer than half of the question's words. A question of which no word occurs in the index is compared with others
+of unknown words, whose cosines are higher.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Explanation:
     """What there is to say about a search; `hits` explains each hit, in their order.
 
     Attributes:
-        floor: the cosine that unrelated questions reach in this index; None if it was not measured.
+        floor: the cosine that unrelated questions (or unknown words, if the question has no others) reach in this
+            index; None if it was not measured.
         missing_words: words of the question that no passage of the index has.
     """
 
@@ -86,11 +88,13 @@ def explain(
     """
     asked = query_terms(query)
     thought = query_terms(reasoning) - asked if reasoning.strip() else set()
-    floor = backend.relevance_floor
+    seen = {term for one in found for _, _, term in one.snippet.matches}
+    missing = missing_words(backend, query, seen)
+    floor = _floor(backend, query, missing) if by_meaning else None
     hits = []
     for one in found:
         has = {term for _, _, term in one.snippet.matches}
-        weak = by_meaning and floor is not None and one.scores.get("vector", -1.0) < floor and 2 * len(has) < len(asked)
+        weak = floor is not None and one.scores.get("vector", -1.0) < floor and 2 * len(has) < len(asked)
         hits.append(
             HitExplanation(
                 *_marks(one.text, one.snippet, thought),
@@ -99,8 +103,7 @@ def explain(
                 [EqualPassage(row["id"], row["document"], row["path"], row["start_line"]) for row in one.equal],
             )
         )
-    seen = {term for one in found for _, _, term in one.snippet.matches}
-    return Explanation(hits, floor if by_meaning else None, missing_words(backend, query, seen))
+    return Explanation(hits, floor, missing)
 
 
 def missing_words(backend: IndexBackend, query: str, seen: set[str]) -> list[str]:
@@ -111,9 +114,20 @@ def missing_words(backend: IndexBackend, query: str, seen: set[str]) -> list[str
     """
     if "text" not in backend.capabilities or backend.full_text == "missing":
         return []
-    words = [match.group() for match in WORD.finditer(without_stop_words(query))]
-    unseen = {word: None for word in words if not has_no_spaces(word) and comparable(word) not in seen}
-    return [word for word in list(unseen)[:MOST_WORDS] if not backend.search_text(word, 1)]
+    unseen = [word for word in _words(query) if not has_no_spaces(word) and comparable(word) not in seen]
+    return [word for word in unseen[:MOST_WORDS] if not backend.search_text(word, 1)]
+
+
+def _words(query: str) -> list[str]:
+    return list(dict.fromkeys(match.group() for match in WORD.finditer(without_stop_words(query))))
+
+
+def _floor(backend: IndexBackend, query: str, missing: Sequence[str]) -> float | None:
+    floor = backend.relevance_floor
+    if floor is None:
+        return None
+    unknown = bool(missing) and len(missing) == min(len(_words(query)), MOST_WORDS)
+    return floor.unknown_words if unknown else floor.questions
 
 
 def _marks(text: str, snippet: Snippet, thought: set[str]) -> tuple[list[Mark], list[Mark]]:

@@ -47,8 +47,8 @@ def print_result(
     if not result.hits:
         console.print(Text(_why_nothing(result, filtered)), soft_wrap=True)
     explained = result.explanation.hits if result.explanation is not None else [None] * len(result.hits)
-    for line in _warnings(result):
-        console.print(Text(line, style="yellow"), soft_wrap=True)
+    for warning in _warnings(result):
+        console.print(Text(warning, style="yellow"), soft_wrap=True)
     for rank, (hit, about) in enumerate(zip(result.hits, explained, strict=True), start=1):
         head = _head(hit, find_file)
         if about is not None and about.weak:

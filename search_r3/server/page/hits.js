@@ -145,7 +145,7 @@ function item(row, name) {
   top.append(title);
   const moved = movement(row);
   if (moved) top.append(moved);
-  if (hit.about.weak) top.append(element("span", "moved gone", "weak match"));
+  if (hit.about.weak) top.append(element("span", "tag", "weak match"));
   let passage = snippetOf(hit);
   passage.id = name;
   const swap = (next) => {

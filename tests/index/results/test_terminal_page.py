@@ -11,6 +11,7 @@ from rich.console import Console
 from search_r3.index import SearchIndex, build_index
 from search_r3.index.index_sources import SourceRecord, find_file
 from search_r3.index.readers.path_source import open_source
+from search_r3.index.results.explanation import EqualPassage, Explanation, HitExplanation
 from search_r3.index.results.terminal_page import print_result
 from search_r3.index.run_search import Hit, SearchResult, Timings
 
@@ -26,10 +27,13 @@ def hit(**changed) -> Hit:
     return Hit(**(fields | changed))
 
 
-def printed(*hits: Hit, terminal: bool = False, width: int = 60, **options) -> str:
+def printed(
+    *hits: Hit, terminal: bool = False, width: int = 60, explanation: Explanation | None = None, **options
+) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=width, color_system="standard" if terminal else None)
-    print_result(SearchResult("bread", "hybrid", list(hits), None, Timings(12.3, 4.5)), console, **options)
+    result = SearchResult("bread", "hybrid", list(hits), None, Timings(12.3, 4.5), explanation=explanation)
+    print_result(result, console, **options)
     return output.getvalue()
 
 
@@ -88,3 +92,14 @@ def test_an_index_finds_the_files_of_all_its_folders(tmp_path: Path, model):
     index = SearchIndex.open(tmp_path / "an.index")
     assert index.find_file("bread.md") == tmp_path / "one" / "bread.md"
     assert index.find_file("two/bread.md") == tmp_path / "two" / "bread.md"
+
+
+def test_weak_hits_missing_words_and_equal_passages_are_said():
+    same = [EqualPassage(f"{name}#1", name, f"{name}.md", 1) for name in "vwxyz"]
+    about = [HitExplanation([], [], (0, 5), True, same), HitExplanation([], [], (0, 5), True, same[:1])]
+    explanation = Explanation(about, 0.6, ["zxqv"])
+    page = printed(hit(), hit(), width=100, explanation=explanation)
+    assert page.startswith("nothing here matches well\nin no document: zxqv\n\n1. Baking")
+    assert "words 5.8  weak\n" in page
+    assert "   +5 documents with the same text: v.md, w.md, x.md, y.md, ...\n" in page
+    assert "   +1 document with the same text: v.md\n" in page

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from search_r3.index.backends.index_backend import RelevanceFloor
 from search_r3.index.backends.lance.conversion import annotate
 from search_r3.index.row_keys import VECTOR
 
@@ -12,9 +14,9 @@ FIELD = "r3_relevance_floor"
 
 
 class FloorRecord(NamedTuple):
-    """A floor, as a cosine, and the number of rows when it was measured."""
+    """A floor, and the number of rows when it was measured."""
 
-    cosine: float
+    floor: RelevanceFloor
     rows: int
 
 
@@ -22,11 +24,12 @@ def read_floor(table: Any) -> FloorRecord | None:
     """The table's record, or None if it has none."""
     kept = (table.schema.field(VECTOR).metadata or {}).get(FIELD.encode())
     try:
-        return None if kept is None else FloorRecord(**json.loads(kept))
-    except (ValueError, TypeError):  # written by a later version
+        value = json.loads(kept or "null")
+        return None if value is None else FloorRecord(RelevanceFloor(**value["floor"]), int(value["rows"]))
+    except (ValueError, TypeError, KeyError):  # written by another version
         return None
 
 
 def write_floor(table: Any, record: FloorRecord) -> None:
     """Record the floor in the table, in a commit of its own."""
-    annotate(table, VECTOR, {FIELD: json.dumps(record._asdict())})
+    annotate(table, VECTOR, {FIELD: json.dumps({"floor": asdict(record.floor), "rows": record.rows})})

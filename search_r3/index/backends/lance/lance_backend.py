@@ -18,7 +18,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.backends.index_backend import Capability, IndexBackend, Row, Scored
+from search_r3.index.backends.index_backend import Capability, IndexBackend, RelevanceFloor, Row, Scored
 from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
@@ -196,10 +196,10 @@ class LanceBackend(IndexBackend):
             return read_approximate(self.table)
 
     @property
-    def relevance_floor(self) -> float | None:  # type: ignore[override]
+    def relevance_floor(self) -> RelevanceFloor | None:  # type: ignore[override]
         with storage_errors(self.path):
             kept = read_floor(self.table)
-        return None if kept is None else kept.cosine
+        return None if kept is None else kept.floor
 
     @property
     def full_text(self) -> FullText:
