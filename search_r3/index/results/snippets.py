@@ -43,7 +43,7 @@ def make_snippet(
 ) -> Snippet:
     """The run of whole sentences or lines, up to `length` characters, that has the most of the query's words.
 
-    Words match as in `word_marks`: "Indexing" finds "indexed", "licence" finds "license". Among equally good runs the
+    Words match as in `word_marks`: "Indexing" finds "indexed", and British finds American spelling. Among equally good runs the
     first wins; without any match, the snippet is the beginning of the text. A sentence longer than `length` is cut
     around its first match. A heading that repeats the end of `title` does not begin a snippet.
     """

@@ -16,13 +16,13 @@ Match = tuple[int, int, str]
 """Start, end and term of a word that matches."""
 Span = tuple[int, int]
 _SPELLING = (
-    (re.compile(r"(?<=\w{3})is(?=(e|ed|es|er|ers|ing|ation|ations)$)"), "iz"),  # organise
-    (re.compile(r"(?<=\w{3})our(?=(s|ed|ing|al|ite)?$)"), "or"),  # colour
-    (re.compile(r"(?<=\w)enc(?=(e|es|ed|ing)$)"), "ens"),  # licence
-    (re.compile(r"(?<=\w{2})tre(?=s?$)"), "ter"),  # centre
-    (re.compile(r"(?<=\w{2})ogue(?=s?$)"), "og"),  # catalogue
+    (re.compile(r"(?<=\w{3})is(?=(e|ed|es|er|ers|ing|ation|ations)$)"), "iz"),
+    (re.compile(r"(?<=\w{3})our(?=(s|ed|ing|al|ite)?$)"), "or"),
+    (re.compile(r"(?<=\w)enc(?=(e|es|ed|ing)$)"), "ens"),
+    (re.compile(r"(?<=\w{2}t)re(?=s?$)"), "er"),
+    (re.compile(r"(?<=\w{2})ogue(?=s?$)"), "og"),
 )
-"""British spellings as American ones. Words that this misspells (exercize) are misspelled on both sides."""
+"""British spellings as American ones. Words that this misspells are misspelled on both sides."""
 _HIRAGANA = re.compile("[\u3040-\u309f]+")
 _SCRIPTS = ("\u3040-\u309f", "\u30a0-\u30ff\uff66-\uff9f", "\u3400-\u9fff\uf900-\ufaff")  # Hiragana, Katakana, Han
 _SAME_SCRIPT = re.compile("|".join(f"[{script}]{{3}}" for script in _SCRIPTS))
