@@ -43,9 +43,9 @@ def make_snippet(
 ) -> Snippet:
     """The run of whole sentences or lines, up to `length` characters, that has the most of the query's words.
 
-    Words match as in `word_marks`: "Indexing" finds "indexed", and British finds American spelling. Among equally good runs the
-    first wins; without any match, the snippet is the beginning of the text. A sentence longer than `length` is cut
-    around its first match. A heading that repeats the end of `title` does not begin a snippet.
+    Words match as in `word_marks`: "Indexing" finds "indexed", and British finds American spelling. Among equally good
+    runs the first wins; without any match, the snippet is the beginning of the text. A sentence longer than `length` is
+    cut around its first match. A heading that repeats the end of `title` does not begin a snippet.
     """
     matches = find_matches(text, query_terms(query))
     start, end = _narrowed(text, *_best_run(text, matches, length, title, markup), matches, length)
