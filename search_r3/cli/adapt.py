@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from search_r3.data.judged_queries import QuerySplit
     from search_r3.training.adapt import Adaptation
 
-MODES = {"off": "without reasoning", "on": "with reasoning"}
+MODES = {"off": "without reasoning", "on": "with reasoning", "latent": "in latent steps", "read": "with its first hits"}
 
 
 def adapt(
@@ -58,9 +58,14 @@ def adapt(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 240,
     batch_size: Annotated[int, typer.Option(min=2, help="Queries per step.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="AdamW's peak learning rate.")] = 2e-4,
-    reasoning_ratio: Annotated[
+    mode_ratio: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Fraction of the queries also trained with the model's own reasoning."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Fraction of the queries also trained in the model's other modes: with its own "
+            "reasoning, in latent steps, with its first hits.",
+        ),
     ] = 0.25,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the queries' order.")] = 0,
     resume: Resume = True,
@@ -85,6 +90,7 @@ def adapt(
     from search_r3.export.merged_export import check_target
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
+    from search_r3.model.processor import fastest_dtype
     from search_r3.training.adapt import AdaptSettings, IndexedVectors
     from search_r3.training.adapt import adapt as train
 
@@ -92,12 +98,14 @@ def adapt(
     check_target(into)
     opened = SearchIndex.open(index, follow=False)
     name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
-    vectors = IndexedVectors(*opened.matrix())
+    vectors = IndexedVectors(*opened.matrix(texts=reads(name)))
+    if dtype is Dtype.auto:
+        dtype = Dtype(fastest_dtype(device))
     excluded = [text for other in exclude or () for text in read_query_texts(other, data)]
     parts = split_queries(read_judged_queries(queries, split, data), vectors.column_of, hold_out, excluded)
     print_progress(_counts(parts, len(vectors.column_of)))
     settings = AdaptSettings(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, reasoning_ratio=reasoning_ratio, seed=seed
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, mode_ratio=mode_ratio, seed=seed
     )
 
     def load_checked(which: str) -> Any:
@@ -105,7 +113,9 @@ def adapt(
         opened.check_model(loaded)
         return loaded
 
-    found = train(name, vectors, parts, into.with_name(f"{into.name}.run"), settings, load_checked, resume)
+    found = train(
+        name, vectors, parts, into.with_name(f"{into.name}.run"), settings, load_checked, resume, print_progress
+    )
     record = {
         "index": str(index),
         "model": name,
@@ -129,6 +139,15 @@ def adapt(
         print("with reasoning it is worse than before: search with --no-reasoning")
     print(f"query adapter: {into}")
     print(f'to search with it: search-r3 search {shlex.quote(str(index))} "QUERY" --model {shlex.quote(str(into))}')
+
+
+def reads(model: str) -> bool:
+    """Whether a model has a reading mode, by its record; no weights are read."""
+    from search_r3.model.checkpoint import read_record
+    from search_r3.model.resolve import resolve
+
+    record = read_record(resolve(model))
+    return record is not None and record["contract"].get("prompts", {}).get("reading") is not None
 
 
 def _save(found: Adaptation, into: Path, record: dict[str, Any], parts: QuerySplit) -> None:
@@ -164,7 +183,8 @@ def _counts(parts: QuerySplit, documents: int) -> str:
 def _table(found: Adaptation) -> list[str]:
     """The measures before and after, in Markdown."""
     lines = ["| | before | after |", "|---|---|---|"]
-    for mode, words in MODES.items():
-        for name, value in found.before[mode].items():
-            lines.append(f"| {name} {words} | {value:.4f} | {found.after[mode][name]:.4f} |")
+    for mode, values in found.before.items():
+        if mode in found.after:
+            now = found.after[mode]
+            lines += [f"| {name} {MODES[mode]} | {value:.4f} | {now[name]:.4f} |" for name, value in values.items()]
     return lines

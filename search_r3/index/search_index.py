@@ -13,7 +13,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.backends.backend_registry import open_backend
-from search_r3.index.backends.index_backend import IndexBackend
+from search_r3.index.backends.index_backend import IndexBackend, Matrix
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, find_file
@@ -200,10 +200,10 @@ class SearchIndex:
         with storage_errors(self.path):
             return self.following(lambda index: index.backend.vectors(ids))
 
-    def matrix(self) -> tuple[list[str], np.ndarray]:
-        """Every chunk's document and vector, in any order: ids, and float32 (chunks, dimension)."""
+    def matrix(self, texts: bool = False) -> Matrix:
+        """Every chunk's document and vector, in any order; with `texts` also what was embedded."""
         with storage_errors(self.path):
-            return self.following(lambda index: index.backend.matrix())
+            return self.following(lambda index: index.backend.matrix(texts))
 
     def check_model(self, model: Encoder) -> None:
         """Refuse a model whose embeddings are not in the same space as the index's.

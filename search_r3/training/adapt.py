@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from search_r3.config import at_least, require
 from search_r3.data.judged_queries import JudgedQuery, QuerySplit
 from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.latent_steps import has_latent
 from search_r3.model.searchr3 import SearchR3
-from search_r3.ranking import graded_ranking
+from search_r3.ranking import graded_ranking, top_k
 from search_r3.training.config import LoopConfig
 from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.contrastive import document_key
@@ -36,6 +38,8 @@ from search_r3.training.stage import train_stage
 
 BLOCK = 64
 """Queries whose scores of all documents are held at once."""
+MAX_QUERY_TOKENS = 128
+"""Queries are cut at this many tokens in training; a search reads more."""
 MEASURES = ("ndcg@10", "recall@10", "recall@100")
 WITHOUT_REASONING = "off"
 """The mode by which adapters are compared."""
@@ -53,8 +57,10 @@ class AdaptSettings:
     """AdamW's peak learning rate."""
     temperature: float = 0.03
     """Temperature of the softmax over the index."""
-    reasoning_ratio: float = 0.25
-    """Fraction of the queries that are also trained with the reasoning that the model wrote before; 0: none."""
+    mode_ratio: float = 0.25
+    """Fraction of the queries that are also trained in each further mode of the model: with the reasoning that it wrote
+    before, in latent steps, and with the first hits that it found before. 0: only directly; of the other modes, the
+    query adapter then has reasoning alone, untrained."""
     max_reasoning_tokens: int = 32
     """Reasoning is cut at this many tokens."""
     seed: int = 0
@@ -64,7 +70,7 @@ class AdaptSettings:
         at_least(self, steps=1, batch_size=2, max_reasoning_tokens=1, seed=0)
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(0 <= self.reasoning_ratio <= 1, "reasoning_ratio", self.reasoning_ratio, "from 0 to 1")
+        require(0 <= self.mode_ratio <= 1, "mode_ratio", self.mode_ratio, "from 0 to 1")
 
 
 class IndexedVectors:
@@ -73,13 +79,15 @@ class IndexedVectors:
     Args:
         documents: the document of each row; the chunks of one share it.
         vector_ND: the rows' vectors, float; normalized here.
+        texts: the rows' texts, which a model that reads is shown.
     """
 
-    def __init__(self, documents: Sequence[str], vector_ND: np.ndarray) -> None:
+    def __init__(self, documents: Sequence[str], vector_ND: np.ndarray, texts: Sequence[str] | None = None) -> None:
         if not len(documents):
             raise InputError("the index is empty; index documents first")
         order = sorted(range(len(documents)), key=lambda row: documents[row])
         self.row_documents = [documents[row] for row in order]
+        self.texts = None if texts is None else [texts[row] for row in order]
         sorted_ND = np.asarray(vector_ND, dtype=np.float32)[order]
         norm_N1 = np.linalg.norm(sorted_ND, axis=1, keepdims=True)
         self.vector_ND = sorted_ND / np.maximum(norm_N1, 1e-12)
@@ -97,6 +105,18 @@ class IndexedVectors:
     def scores(self, query_QD: np.ndarray) -> np.ndarray:
         """The cosine of each query with each document's nearest chunk, float32 (Q, documents)."""
         return np.maximum.reduceat(query_QD @ self.vector_ND.T, self._starts, axis=1)
+
+    def first_hits(self, query_QD: np.ndarray, k: int) -> list[list[str]]:
+        """For each query, the nearest chunk of each of its first `k` documents, as text."""
+        assert self.texts is not None
+        ends = [*self._starts[1:], len(self.row_documents)]
+        found: list[list[str]] = []
+        for query_D in query_QD:
+            score_N = self.vector_ND @ query_D
+            best = top_k(np.maximum.reduceat(score_N, self._starts)[None], k)[1][0]
+            rows = [self._starts[column] + score_N[self._starts[column] : ends[column]].argmax() for column in best]
+            found.append([self.texts[row] for row in rows])
+        return found
 
     def measure(self, query_QD: np.ndarray, queries: Sequence[JudgedQuery]) -> dict[str, np.ndarray]:
         """nDCG@10, recall@10 and recall@100 of each query, (Q,) float64 each; of graded relevance as trec_eval."""
@@ -120,7 +140,7 @@ class Adaptation:
 
     Attributes:
         folder: the query adapter of the best step, in the run's folder.
-        before, after: mode ("off", "on") -> measure -> its mean.
+        before, after: mode ("off", "on", and "latent" and "read" if the model has them) -> measure -> its mean.
         better, worse: queries whose nDCG@10 without reasoning rose and fell.
     """
 
@@ -166,6 +186,7 @@ def adapt(
     settings: AdaptSettings,
     load: Callable[[str], SearchR3],
     resume: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Adaptation:
     """Train a query adapter for an index.
 
@@ -174,14 +195,18 @@ def adapt(
         run: the run's folder; a run that was killed resumes from it.
         load: loads a model for measuring, `SearchR3.from_pretrained` with options.
         resume: False starts over.
+        say: called with a line before each part that takes a while.
 
     Raises:
         InputError: the model is no adapter, the run was begun with other settings, queries or vectors, or no step was
             better on the held-out queries than the model is.
     """
     begun = load(model)
+    say(f"measuring {begun.name} on {len(split.held_out):,} held-out queries")
     before = measure(begun, index, split.held_out, settings)
-    pairs = _training_pairs(begun, split.train, run, settings, resume)
+    say("preparing the queries: some with the model's own reasoning")
+    pairs = _training_pairs(begun, index, split.train, run, settings, resume)
+    config = _config(model, run, settings, pairs, begun)
     del begun  # its memory is needed
     checkpoint = checkpoints.load(model, dtype=torch.float32, merge=False)
     if checkpoint.contract.adapter_weights and not hasattr(checkpoint.model, "peft_config"):
@@ -189,7 +214,6 @@ def adapt(
     of_documents, checkpoint.documents = checkpoint.documents or checkpoint, None
     keys = np.array([document_key(name) for name in index.row_documents], dtype=np.int64)
     fixed = FixedDocuments(index.vector_ND, keys, (of_documents.name, of_documents.source))
-    config = _config(model, run, settings, len(pairs))
     checkpoint.model.set_attn_implementation(resolve_attention(config.attention))
     torch.manual_seed(settings.seed)
     train_stage(
@@ -202,11 +226,13 @@ def adapt(
             "base_contract": checkpoint.contract.hash,
             "index_sha256": index.sha256,
             "queries_sha256": _sha256([*split.train, *split.held_out]),
+            "mode_ratio": settings.mode_ratio,
         },
     )
     del checkpoint
+    say("measuring the adapter of the best step")
+    SearchR3.from_pretrained(run / "best", device="cpu").write_golden(run / "best")  # in float32
     adapted = load(str(run / "best"))
-    adapted.write_golden(run / "best")
     after = measure(adapted, index, split.held_out, settings)
     rise_Q = after[WITHOUT_REASONING]["ndcg@10"] - before[WITHOUT_REASONING]["ndcg@10"]
     found = Adaptation(
@@ -230,61 +256,81 @@ def embed_queries(model: Any, queries: Sequence[JudgedQuery]) -> np.ndarray:
 def measure(
     model: SearchR3, index: IndexedVectors, queries: Sequence[JudgedQuery], settings: AdaptSettings
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`IndexedVectors.measure` without reasoning ("off") and with the model's own ("on")."""
+    """`IndexedVectors.measure` of each mode of the model: "off", "on", "latent", and "read" with its first hits."""
+    direct_QD, texts = embed_queries(model, queries), [query.text for query in queries]
+    modes = {WITHOUT_REASONING: direct_QD}
     reasoned = model.reason(
-        [query.text for query in queries],
-        max_reasoning_tokens=settings.max_reasoning_tokens,
-        batch_size=64,
-        show_progress_bar=False,
+        texts, max_reasoning_tokens=settings.max_reasoning_tokens, batch_size=64, show_progress_bar=False
     )
-    return {
-        WITHOUT_REASONING: index.measure(embed_queries(model, queries), queries),
-        "on": index.measure(np.stack([one.embedding for one in reasoned]), queries),
-    }
+    modes["on"] = np.stack([one.embedding for one in reasoned])
+    if has_latent(model):
+        modes["latent"] = model.encode_query(texts, reasoning="latent", show_progress_bar=False)
+    if model.reading is not None and index.texts is not None:
+        passages = index.first_hits(direct_QD, model.reading.passages)
+        modes["read"] = model.encode_query(texts, passages=passages, reasoning=False, show_progress_bar=False)
+    return {mode: index.measure(query_QD, queries) for mode, query_QD in modes.items()}
 
 
 def _training_pairs(
-    model: SearchR3, queries: Sequence[JudgedQuery], run: Path, settings: AdaptSettings, resume: bool
+    model: SearchR3,
+    index: IndexedVectors,
+    queries: Sequence[JudgedQuery],
+    run: Path,
+    settings: AdaptSettings,
+    resume: bool,
 ) -> list[TrainingPair]:
-    """A pair per query, with its documents' ids for texts and the model's reasoning; kept in the run's folder."""
-    file = run / "queries.jsonl"
+    """A pair per query, with its documents' ids for texts; some with the model's reasoning and first hits.
+
+    They are kept in the run's folder, since writing reasoning takes time.
+    """
+    file, about_file = run / "queries.jsonl", run / "queries.about.json"
+    about = json.dumps([model.contract_hash, _sha256(queries), index.sha256, settings.mode_ratio, settings.seed])
+    if resume and file.is_file() and about_file.is_file() and about_file.read_text(encoding="utf-8") == about:
+        return read_pairs(file)
     pairs = [_pair(number, query) for number, query in enumerate(queries)]
-    if resume and file.is_file():
-        kept = read_pairs(file)
-        if [(pair.query, pair.relevant) for pair in kept] == [(pair.query, pair.relevant) for pair in pairs]:
-            return kept
-    if settings.reasoning_ratio:
-        traces = model.reason(
-            [query.text for query in queries], max_reasoning_tokens=settings.max_reasoning_tokens, batch_size=64
-        )
-        pairs = [_pair(number, query, traces[number].text) for number, query in enumerate(queries)]
+    draw_Q = np.random.default_rng(settings.seed).random(len(queries))
+    some = [pair for pair, draw in zip(pairs, draw_Q, strict=True) if draw < settings.mode_ratio]
+    if some:
+        texts = [pair.query for pair in some]
+        reasoned = model.reason(texts, max_reasoning_tokens=settings.max_reasoning_tokens, batch_size=64)
+        for pair, trace in zip(some, reasoned, strict=True):
+            pairs[int(pair.id)] = replace(pair, reasoning=trace.text or None)
+        if model.reading is not None and index.texts is not None:
+            direct_QD = model.encode_query(texts, reasoning=False, show_progress_bar=False)
+            hits = index.first_hits(direct_QD, model.reading.passages)
+            for pair, passages in zip(some, hits, strict=True):
+                pairs[int(pair.id)] = replace(pairs[int(pair.id)], passages=tuple(passages))
     write_pairs(file, pairs)
+    atomic_write_text(about_file, about)
     return pairs
 
 
-def _pair(number: int, query: JudgedQuery, reasoning: str | None = None) -> TrainingPair:
+def _pair(number: int, query: JudgedQuery) -> TrainingPair:
     (first, grade), *further = sorted(query.relevant.items(), key=lambda item: (-item[1], item[0]))
-    return TrainingPair(
-        str(number), query.text, first, reasoning=reasoning or None, positives=tuple(further), grade=grade
-    )
+    return TrainingPair(str(number), query.text, first, positives=tuple(further), grade=grade)
 
 
-def _config(model: str, run: Path, settings: AdaptSettings, pairs: int) -> SFTConfig:
+def _config(
+    model: str, run: Path, settings: AdaptSettings, pairs: Sequence[TrainingPair], begun: SearchR3
+) -> SFTConfig:
     steps = settings.steps
-    return SFTConfig(
+    read = begun.reading if any(pair.passages for pair in pairs) else None
+    config = SFTConfig(
         pairs=["-"],
         output=str(run),
         init_adapter=model,
         documents="fixed",
-        global_batch_size=min(settings.batch_size, pairs),
+        global_batch_size=min(settings.batch_size, len(pairs)),
         ranking_loss="multi_positive",
         symmetric=False,
         batch_sampler="any",
-        max_query_tokens=128,
+        max_query_tokens=MAX_QUERY_TOKENS,
         max_reasoning_tokens=settings.max_reasoning_tokens,
-        reasoning_ratio=settings.reasoning_ratio,
+        reasoning_ratio=1.0,  # of those that have reasoning
+        latent_steps=begun.latent_steps if settings.mode_ratio else 0,
+        latent_ratio=settings.mode_ratio or 0.5,
         temperature=settings.temperature,
-        weights=LossWeights(sft=0.1 if settings.reasoning_ratio else 0.0, kl=0.0),
+        weights=LossWeights(sft=0.1 if settings.mode_ratio else 0.0, kl=0.0),
         dev=[],
         loop=LoopConfig(
             steps=steps,
@@ -294,6 +340,15 @@ def _config(model: str, run: Path, settings: AdaptSettings, pairs: int) -> SFTCo
             evaluate_every=max(1, steps // 8),
             seed=settings.seed,
         ),
+    )
+    if read is None:
+        return config
+    return replace(
+        config,
+        reading_ratio=1.0,  # of those that have passages
+        reading_passages=read.passages,
+        reading_passage_tokens=read.passage_tokens,
+        reading_without_positive=0.0,  # the pairs name documents by their ids
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,22 @@ def test_an_export_starts_at_once_and_keeps_the_contract(
     assert not list((tmp_path / "cache").glob("int8/*"))
     assert main(["models", "--check", str(out), "--engine", "int8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["limit"] == 0.01
+
+
+def test_both_sides_of_a_query_adapter_are_exported_and_run(
+    tiny_adapter: Path, save_query_adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    adapter, out = save_query_adapter(tiny_adapter, tmp_path / "queries"), tmp_path / "exported"
+    assert main(["export", str(adapter), str(out), "--format", "int8"]) == 0
+    plain = SearchR3.from_pretrained(tiny_adapter, engine="int8")
+    queries = SearchR3.from_pretrained(adapter, device="cpu")
+    monkeypatch.setattr(int8_engine, "quantize_model", lambda *_: pytest.fail("it was there already"))
+    model = SearchR3.from_pretrained(out, engine="int8")
+    assert np.array_equal(model.encode_document(TEXTS), plain.encode_document(TEXTS))
+    found, expected = (one.encode_query(TEXTS, reasoning=False) for one in (model, queries))
+    assert (1 - (found * expected).sum(1)).max() < 0.02
+    assert len(model.reason(TEXTS)) == len(TEXTS)
 
 
 def test_an_index_of_one_engine_is_searched_by_the_other(

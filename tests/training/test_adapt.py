@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from search_r3.data.judged_queries import JudgedQuery
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.metrics import run_ndcg, run_recall
+from search_r3.model import checkpoint as checkpoints
+from search_r3.prompts import with_latent_steps, with_reading
 from search_r3.training.adapt import AdaptTask, IndexedVectors
+from search_r3.training.config import LoraSettings
+from search_r3.training.lora.policy import add_lora
 from search_r3.training.ranking_losses import multi_positive
 from search_r3.training.sft.contrastive import document_key
 from search_r3.training.sft.fixed_documents import FixedDocuments
@@ -81,6 +86,12 @@ class TestMeasures:
         assert found["ndcg@10"] == pytest.approx(list(run_ndcg(run, qrels, 10).values()))
         assert found["recall@10"] == pytest.approx(list(run_recall(run, qrels, 10).values()))
 
+    def test_the_first_hits_are_the_nearest_chunks_of_the_first_documents(self) -> None:
+        vector_ND = np.array([[1, 0], [0, 1], [0.9, 0.1], [0.6, 0.8], [-1, 0]], dtype=np.float32)
+        index = IndexedVectors(["b", "a", "b", "c", "a"], vector_ND, ["b one", "a one", "b two", "c one", "a two"])
+        hits = index.first_hits(np.array([[1, 0], [0, 1]], dtype=np.float32), 2)
+        assert hits == [["b one", "c one"], ["a one", "c one"]]
+
     def test_an_empty_index_is_refused(self) -> None:
         with pytest.raises(InputError, match="the index is empty"):
             IndexedVectors([], np.empty((0, 4)))
@@ -139,6 +150,25 @@ class TestCommand:
             assert main(arguments(index, clicks, tmp_path / "queries")) == 0
         names = ("adapter_model.safetensors", "search_r3.json")
         assert all((tmp_path / "queries" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+    def test_the_models_other_modes_are_trained_measured_and_kept(
+        self, tiny_model: Path, clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        loaded = checkpoints.load_base(tiny_model, dtype=torch.float32)
+        prompts = with_latent_steps(with_reading(loaded.contract.prompts, 2, 8), 2)
+        lora = add_lora(loaded, LoraSettings())
+        checkpoints.save_adapter(lora, replace(loaded.contract, prompts=prompts), tmp_path / "reader")
+        documents = [SourceDocument(word, "", f"{word} is a letter") for word in WORDS]
+        build_index(tmp_path / "index", documents, SearchR3.from_pretrained(tmp_path / "reader", device="cpu"))
+        assert main(arguments(tmp_path / "index", clicks, tmp_path / "queries", "--mode-ratio", "0.5")) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert set(said["before"]) == set(said["after"]) == {"off", "on", "latent", "read"}
+        rows = [json.loads(line) for line in (tmp_path / "queries.run" / "queries.jsonl").read_text().splitlines()]
+        shown = [row["passages"] for row in rows if "passages" in row]
+        assert 0 < len(shown) < len(rows)
+        assert all(text.endswith("is a letter") for passages in shown for text in passages)
+        model = SearchR3.from_pretrained(tmp_path / "queries", device="cpu")
+        assert model.contract.prompts == prompts
 
     def test_what_is_not_better_is_not_saved(
         self, index: Path, clicks: Path, tiny: SearchR3, tmp_path: Path, capsys: pytest.CaptureFixture[str]

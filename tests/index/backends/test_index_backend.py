@@ -96,9 +96,12 @@ def test_a_corpus_is_built_searched_updated_and_deleted(kind: type[IndexBackend]
     assert index.describe()["documents"] == len(index) == 20
     assert index.search("number7", model, mode="vector", k=3).hits[0].document == "d7"
     assert index.vectors(["d7"]).shape == (1, model.dimension)
-    names, vector_ND = index.matrix()
+    names, vector_ND, texts = index.matrix(texts=True)
     assert sorted(names) == sorted(document.id for document in documents)
     assert np.array_equal(vector_ND[names.index("d7")], index.vectors(["d7"])[0])
+    assert texts is not None
+    assert texts[names.index("d7")] == "t7 text number7 here"
+    assert index.matrix().texts is None
     page = index.list_documents(3, after="d18")
     assert ([d.id for d in page.documents], page.total, page.has_more) == (["d19", "d2", "d3"], 20, True)
     count = len(model.encoded)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 
 from search_r3.errors import InputError
-from search_r3.index.backends.index_backend import Capability, IndexBackend, RelevanceFloor, Row, Scored
+from search_r3.index.backends.index_backend import Capability, IndexBackend, Matrix, RelevanceFloor, Row, Scored
 from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
@@ -311,10 +311,10 @@ class LanceBackend(IndexBackend):
             return np.empty((0, self.info.dimension), dtype=np.float32)
         return np.stack([vector_of[identifier] for identifier in ids])
 
-    def matrix(self) -> tuple[list[str], np.ndarray]:
-        rows = self.table.search().select(["document", VECTOR]).to_arrow()
-        values = rows[VECTOR].combine_chunks().flatten().to_numpy()
-        return rows["document"].to_pylist(), values.reshape(len(rows), self.info.dimension)
+    def matrix(self, texts: bool = False) -> Matrix:
+        rows = self.table.search().select(["document", VECTOR, *([CONTENT] if texts else [])]).to_arrow()
+        vectors = rows[VECTOR].combine_chunks().flatten().to_numpy().reshape(len(rows), self.info.dimension)
+        return Matrix(rows["document"].to_pylist(), vectors, rows[CONTENT].to_pylist() if texts else None)
 
     # -------------------------------------------------------------------------------------- for builds and maintenance
 
