@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ class RowRanking:
     chunks: bool
     vector_weight: float
     fusion: Fusion
+    _by_words: dict[int, list[Scored]] = field(default_factory=dict)
 
     def best(self, vector: np.ndarray | None, k: int, equal: dict[str, list[Row]] | None = None) -> list[Ordered]:
         """The `k` best rows; without `chunks`, one of each document. With `equal`, one of each text: the others are
@@ -42,13 +43,19 @@ class RowRanking:
             if vector is not None:
                 lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
             if self.mode != "vector":
-                lists["text"] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
+                lists["text"] = self._search_text(pool)
             order = _order(lists, self.fusion, self.vector_weight)
             order = order if self.chunks else _first_of_each_document(order)
             order = order if equal is None else _first_of_each_text(order, equal)
             if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
                 return order[:k]
             pool *= 4  # a few documents filled the lists
+
+    def _search_text(self, pool: int) -> list[Scored]:
+        """The words find the same rows whatever the vector is, so that a search that reads asks for them once."""
+        if pool not in self._by_words:
+            self._by_words[pool] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
+        return self._by_words[pool]
 
 
 def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:

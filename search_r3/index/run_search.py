@@ -310,7 +310,7 @@ def _read_and_embed(
     only the last embedding is reasoned about."""
     embedded, passages = direct, []
     for hop in range(1, hops + 1):
-        rows = [row for row, *_ in ranking.best(embedded.vector, read)]
+        rows = [row for row, *_ in ranking.best(embedded.vector, read, {})]  # no text twice
         if not rows:  # the filter matches nothing
             return embedded
         texts = [row[CONTENT] for row in rows]

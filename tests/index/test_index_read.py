@@ -75,6 +75,18 @@ def test_the_hits_are_those_of_the_embedding_with_the_passages(index, reader):
     assert {hit.id: hit.score for hit in found.hits} == pytest.approx(cosines, abs=1e-5)
 
 
+def test_the_words_are_searched_once(index, reader, monkeypatch):
+    asked, search_text = [], type(index.backend).search_text
+
+    def counted(backend, *given):
+        asked.append(given)
+        return search_text(backend, *given)
+
+    monkeypatch.setattr(type(index.backend), "search_text", counted)
+    index.search("rings of ice", reader, reasoning=False, read=2, hops=2)
+    assert len(asked) == 1
+
+
 def test_a_second_hop_reads_what_the_first_found_and_only_the_last_reasons(index, reader):
     one = index.search("rings", reader, mode="vector", reasoning=False, read=2, k=2)
     two = index.search("rings", reader, mode="vector", reasoning=True, read=2, hops=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from search_r3 import SearchR3
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.errors import InputError
+from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.model import checkpoint as checkpoints
 from search_r3.training.losses import info_nce
 from search_r3.training.ranking_losses import multi_positive
@@ -129,6 +131,18 @@ class TestRun:
             ["what is beta"], reasoning=False
         )
         assert np.abs(moved).max() > 1e-3
+        assert (trained.check_golden() or 0) < 1e-5
+
+    def test_a_query_adapter_learns_to_read_the_index_of_its_documents(
+        self, recipe: Callable[..., Path], model: SearchR3, tmp_path: Path
+    ) -> None:
+        path = recipe(reading_ratio=0.9, reading_passages=2, reading_passage_tokens=6)
+        write_pairs(tmp_path / "pairs.jsonl", [replace(p, passages=(p.negatives[0], p.positive)) for p in PAIRS])
+        build_index(tmp_path / "index", [SourceDocument(text, "", text) for text in TEXTS], model, progress=False)
+        trained = SearchR3.from_pretrained(train_sft(path), device="cpu")
+        found = SearchIndex.open(tmp_path / "index").search("what is beta", trained, mode="vector", read=2, hops=2)
+        assert [passage.hop for passage in found.read] == [1, 1, 2, 2]
+        assert trained.contract.document_space == model.contract.document_space
         assert (trained.check_golden() or 0) < 1e-5
 
     def test_a_query_adapter_is_trained_on(self, recipe: Callable[..., Path], model: SearchR3, tmp_path: Path) -> None:
