@@ -30,8 +30,8 @@ SMALL = {"max_items": 4, "max_tokens": 200, "max_reasoning_tokens": 8, "reasonin
 @pytest.mark.parametrize(
     ("settings", "index", "operations", "phases"),
     [
-        pytest.param({"writable": True}, True, 11, "examples,coverage", id="everything"),
-        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 11, "examples", id="keys"),
+        pytest.param({"writable": True}, True, 12, "examples,coverage", id="everything"),
+        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 12, "examples", id="keys"),
         pytest.param({}, False, 7, "examples", id="no index"),
     ],
 )
