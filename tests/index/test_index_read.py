@@ -75,6 +75,13 @@ def test_the_hits_are_those_of_the_embedding_with_the_passages(index, reader):
     assert {hit.id: hit.score for hit in found.hits} == pytest.approx(cosines, abs=1e-5)
 
 
+def test_a_text_that_two_documents_have_is_read_once(tmp_path, reader):
+    copies = [SourceDocument(f"copy{i}", "Saturn", DOCUMENTS[0].text) for i in range(3)]
+    build_index(tmp_path / "copies", [*copies, *DOCUMENTS], reader)
+    found = SearchIndex.open(tmp_path / "copies").search("rings of ice", reader, reasoning=False, read=3)
+    assert len({passage.text for passage in found.read}) == 3
+
+
 def test_the_words_are_searched_once(index, reader, monkeypatch):
     asked, search_text = [], type(index.backend).search_text
 
