@@ -78,6 +78,7 @@ PANELS = (
                                            "direct": "direct"}),
     Panel("dev-reward", "dev live reward (dashed: direct)",
           dev={"reward": "with reasoning", "reward_direct": "direct"}),
+    Panel("gain", "reward minus that of the direct embedding", {"gain": "rollouts"}, dev={"gain": "held out"}),
     Panel("high-reward", "rollouts above 0.5", {"dcg_scaled_high": "DCG scaled", "dcg_high": "nDCG"}, share=True),
     Panel("emission", "rollouts", {"emission": "with the token", "distinct": "distinct",
                                    "zero_variance": "groups all equal"}, share=True),

@@ -98,6 +98,9 @@ class LoopConfig:
     """Also evaluate before the first step."""
     patience: int = 0
     """Stop after this many evaluations in a row without an improvement of the best metric; 0 never stops."""
+    stop_on_collapse: bool = False
+    """End a run of stage 2 early if its policy collapses: entropy, length or the spread of rewards within groups fall
+    far below what they were at the start. Without it, a warning is printed. `best/` keeps the best adapter."""
     ema: float = 0.0
     """Decay of an exponential moving average of the trained weights, in [0, 1), which is evaluated and saved instead of
     them; the decay is lower at first: min(ema, (1 + step) / (10 + step)). 0: no average."""

@@ -131,11 +131,13 @@ class Run:
     """Whether a process has received SIGINT or SIGTERM."""
     out_of_time: bool = False
     stop_reason: str | None = None
-    """Why `patience` ended the run early; None if it did not."""
+    """Why `patience` or `stop_on_collapse` ended the run early; None if neither did."""
+    collapsed: str | None = None
+    """Why the task says that what it trains has collapsed; None if it does not."""
 
     @property
     def complete(self) -> bool:
-        """Whether the run needs no further step: all are done, or `patience` is exhausted."""
+        """Whether the run needs no further step: all are done, or it was ended early."""
         return self.step >= self.config.steps or self.stop_reason is not None
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -157,7 +159,9 @@ def run_training(
 
     Written to `output`: `adapter/` (final), `best/` (best validation metric so far), `checkpoints/`, `log.jsonl`,
     `config.json`, `finished.json` (written when all steps are done or `patience` is exhausted, with the reason)
-    and `tensorboard/` (if installed). A task may have a method `nothing_to_learn`, see `learning_signal`.
+    and `tensorboard/` (if installed). A task may have a method `nothing_to_learn`, see `learning_signal`, and a method
+    `collapsed(metrics) -> str | None`, which gets a step's metrics over all processes (None when a run starts or
+    resumes) and says why what it trains has collapsed.
 
     Args:
         resume: False removes what an earlier run wrote to `output` and starts over.
@@ -270,6 +274,7 @@ def prepare_run(
 
 def train_steps(run: Run) -> None:
     """Take optimizer steps until the run is complete or the time limit is reached."""
+    _watch_for_collapse(run, None)
     while True:
         evaluate_and_checkpoint(run)
         if run.complete or run.out_of_time:
@@ -315,6 +320,7 @@ def optimizer_step(run: Run) -> None:
         run.average.update(run.step)
     run.steps_of_start += 1
     run.learning.step(run.step, run.step == config.steps, grad_norm, metrics)
+    _watch_for_collapse(run, metrics)
 
     seconds = time.perf_counter() - started
     record: dict[str, Any] = {"step": run.step, "loss": metrics.pop("loss")}
@@ -322,6 +328,17 @@ def optimizer_step(run: Run) -> None:
         record["tokens"] = metrics.pop("tokens") * accelerator.num_processes
         record["tokens_per_second"] = record["tokens"] / seconds
     run.report.step(record | {"terms": metrics, "lr": rate, "grad_norm": grad_norm, "seconds": seconds})
+
+
+def _watch_for_collapse(run: Run, metrics: dict[str, float] | None) -> None:
+    """Warn when a task says that its run has collapsed, and end the run if it is configured to."""
+    before, run.collapsed = run.collapsed, getattr(run.task, "collapsed", lambda metrics: None)(metrics)
+    if run.collapsed is not None and before is None:
+        run.report.say(f"warning: step {run.step}: {run.collapsed}")
+    if run.collapsed is not None and run.config.stop_on_collapse and run.step < run.config.steps:
+        run.stop_reason = run.collapsed
+        best = "; best/ holds the best adapter" if run.best is not None else ""
+        run.report.say(f"stopped after step {run.step} of {run.config.steps}, as loop.stop_on_collapse is set{best}")
 
 
 def evaluate_and_checkpoint(run: Run) -> None:
@@ -332,7 +349,7 @@ def evaluate_and_checkpoint(run: Run) -> None:
     """
     config, step, last = run.config, run.step, run.step >= run.config.steps
     if run.steps_of_start:
-        due = last or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        due = last or run.stop_reason or (config.checkpoint_every and step % config.checkpoint_every == 0)
         if due or run.stop_signal or run.out_of_time:
             save_checkpoint(run, run.best, run.evals_without_improvement)
         if run.stop_signal:
@@ -399,7 +416,8 @@ def finish_run(run: Run) -> None:
     failure = run.learning.failure if run.complete else None
     if run.accelerator.is_main_process and run.complete:
         record = {"step": run.step, "best": run.best, "why": run.stop_reason or "all steps are done"}
-        record |= {"patience": run.config.patience} if run.stop_reason else {}
+        record |= {"patience": run.config.patience} if run.stop_reason and not run.collapsed else {}
+        record |= {"collapsed": True} if run.stop_reason and run.collapsed else {}
         record |= {"failure": failure} if failure else {}
         atomic_write_text(run.output / "finished.json", json.dumps(record) + "\n")
     run.accelerator.wait_for_everyone()

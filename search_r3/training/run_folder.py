@@ -94,6 +94,9 @@ def finished_reason(output: Path, config: LoopConfig) -> str | None:
     if 0 < config.patience <= record.get("patience", 0):
         early = f"already stopped early, after step {record['step']} of {config.steps}"
         return f"{early}: {record['why']} (a larger loop.patience continues the run)"
+    if config.stop_on_collapse and record.get("collapsed"):
+        early = f"already stopped early, after step {record['step']} of {config.steps}"
+        return f"{early}: {record['why']} (loop.stop_on_collapse: false continues the run)"
     return None
 
 

@@ -169,3 +169,49 @@ def test_stage_two_stops_by_its_own_figure(
     assert main(command) == 0
     assert "already stopped early, after step 2 of 6" in capsys.readouterr().err
     assert tiny_task.log(tmp_path / "run")[-1]["step"] == 2
+
+
+class Collapsing(TinyTask):
+    """Says from step 6 on that it has collapsed; what it has seen is part of its state."""
+
+    def collapsed(self, metrics: dict[str, float] | None) -> str | None:
+        assert metrics is None or "noise" in metrics
+        return "it has collapsed" if int(self.steps_seen) >= 6 else None
+
+
+def test_a_collapse_is_reported_once_and_ends_only_a_run_that_asks_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "on", Collapsing())
+    warned = capsys.readouterr().err
+    assert warned.count("warning: step 6: it has collapsed") == warned.count("collapsed") == 1
+    assert json.loads((tmp_path / "on" / "finished.json").read_text())["why"] == "all steps are done"
+    task = Collapsing()
+    train(tmp_path / "stop", task, stop_on_collapse=True)
+    assert task.batches == list(range(6))
+    said = capsys.readouterr().err
+    assert "stopped after step 6 of 12, as loop.stop_on_collapse is set; best/ holds the best adapter" in said
+    finished = json.loads((tmp_path / "stop" / "finished.json").read_text())
+    assert finished == {"step": 6, "best": finished["best"], "why": "it has collapsed", "collapsed": True}
+    again = Collapsing()
+    assert train(tmp_path / "stop", again, stop_on_collapse=True) == tmp_path / "stop" / "adapter"
+    assert again.batches == []
+    assert "already stopped early, after step 6 of 12: it has collapsed" in capsys.readouterr().err
+    train(tmp_path / "stop", again)
+    assert again.batches == list(range(6, 12)), "told not to stop, it continues where it was stopped"
+    assert same_weights(tmp_path / "stop" / "adapter", tmp_path / "on" / "adapter")
+
+
+def test_a_run_killed_where_it_collapsed_ends_there_when_it_resumes(tmp_path: Path) -> None:
+    class Killed6(Collapsing):
+        def save(self, folder: Path) -> None:
+            if int(self.steps_seen) == 6:
+                raise Killed
+            super().save(folder)
+
+    with pytest.raises(Killed):
+        train(tmp_path, Killed6(), stop_on_collapse=True)
+    task = Collapsing()
+    train(tmp_path, task, stop_on_collapse=True)
+    assert task.batches == []
+    assert json.loads((tmp_path / "finished.json").read_text())["step"] == 6

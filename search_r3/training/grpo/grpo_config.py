@@ -120,17 +120,25 @@ class GRPOConfig:
     """Weight of the KL to the stage 1 policy; 0 skips the reference's forward pass."""
     unbiased_kl: bool = False
     """Multiply the KL estimate by the ratio, for an unbiased gradient (arXiv 2512.02556)."""
+    entropy_floor: float = 0.0
+    """Mean entropy of the policy, in nats per sampled token, below which the loss pulls it up; 0 turns it off. Against
+    a policy that always writes the same, so that the rewards of its groups no longer differ."""
+    entropy_weight: float = 0.1
+    """Weight in the loss of what the entropy lacks to `entropy_floor`."""
     num_iterations: int = 1
     """Passes over a batch of rollouts. From the second optimizer step of a batch on, the ratio differs from 1."""
     num_mini_batches: int = 1
     """Parts into which a pass splits the batch of rollouts, with one optimizer step each (PPO's mini-batches; not the
     rows of `mini_batch_size`). `loop.steps` counts optimizer steps."""
-    zero_variance: Literal["keep", "drop", "resample"] = "drop"
+    zero_variance: Literal["keep", "drop", "resample", "replay"] = "drop"
     """What happens to groups whose rewards are all equal: "keep" trains on them with an advantage of 0; "drop" leaves
     them out of the policy loss and the KL; "resample" replaces them by groups of other queries, in at most
-    `max_resample_rounds` rounds, and drops the rest."""
+    `max_resample_rounds` rounds, and drops the rest; "replay" replaces them by earlier groups, each at most once."""
     max_resample_rounds: int = 2
     """Maximum number of additional sampling rounds for zero_variance: resample."""
+    replay_buffer: int = 32
+    """Number of the newest groups with variance that zero_variance: replay can draw from, on each process; it prefers
+    those whose rewards differ most."""
     contrastive_weight: float = 0.1
     """Weight of InfoNCE between the rollouts' embeddings and the documents refreshed at this step; 0 turns it off."""
     contrastive_temperature: float = 0.03
@@ -189,7 +197,8 @@ class GRPOConfig:
             max_document_tokens=1, num_iterations=1, num_mini_batches=1, generation_batch_size=1, mini_batch_size=1,
             staleness_eval_queries=1, dev_queries=1, dev_documents=1, min_reasoning_tokens=0, max_resample_rounds=0,
             staleness_eval_every=0, staleness_eval_rows=0, num_completions_to_log=0, log_completions_every=0,
-            beta=0, contrastive_weight=0, max_documents=2,
+            beta=0, contrastive_weight=0, max_documents=2, entropy_floor=0, entropy_weight=0,
+            replay_buffer=1,
         )  # fmt: skip
         require(0 <= self.reading_ratio <= 1, "reading_ratio", self.reading_ratio, "from 0 to 1")
         for name in ("temperature", "contrastive_temperature", "epsilon_low", "epsilon_high"):

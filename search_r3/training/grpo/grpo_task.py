@@ -18,11 +18,13 @@ from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
+from search_r3.training.grpo.collapse import CollapseDetector
 from search_r3.training.grpo.collector import RolloutCollector
 from search_r3.training.grpo.dataset import RLDataset, TrainingQueries, load_rl_dataset
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.live_environment import ROLLOUTS_FILE, LiveEnvironment
 from search_r3.training.grpo.live_validation import live_metrics
+from search_r3.training.grpo.replay import ReplayBuffer
 from search_r3.training.grpo.rollout import RolloutBatch
 from search_r3.training.grpo.rollout_engines import EngineRollouts, RolloutEngine
 from search_r3.training.grpo.step import grpo_step
@@ -96,6 +98,10 @@ class GRPOTask:
         self.live = LiveEnvironment(config, dataset, self.training_queries, encoder)
         self.rollouts: RolloutBatch | None = None
         self.rollouts_of_all: list[dict[str, Any]] = []
+        self.replay: ReplayBuffer | None = None
+        if config.zero_variance == "replay":
+            self.replay = ReplayBuffer(config.replay_buffer, config.loop.seed)
+        self.collapse = CollapseDetector()
         self.steps_done = 0
         self.pools = load_dev_pools(config)
 
@@ -119,6 +125,10 @@ class GRPOTask:
             f"each query's rollouts all earned the same reward (mean {metrics['reward']:.3f}); try harder queries "
             "(min_positive_rank), a larger num_generations, a higher temperature or another environment.reward"
         )
+
+    def collapsed(self, metrics: dict[str, float] | None) -> str | None:
+        """Why the policy has collapsed, after a step with these metrics or (None) so far; see `collapse`."""
+        return self.collapse.reason if metrics is None else self.collapse.step(metrics)
 
     def evaluate(self, module: nn.Module, step: int) -> dict[str, float]:
         """`dev_metrics` of the recipe's dev pools, and the reward of the held-out queries in the live corpus."""
@@ -144,6 +154,8 @@ class GRPOTask:
             **self.live.state_dict(),
             "kept": self.training_queries.kept,
             "rollouts": self.rollouts_of_all if within else [],
+            "replay": [] if self.replay is None else collectives.all_gather_object(self.replay.state_dict()),
+            "collapse": self.collapse.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,6 +173,10 @@ class GRPOTask:
         self.training_queries.keep(state["kept"])
         self.rollouts_of_all = state["rollouts"]
         self.rollouts = RolloutBatch.from_state(state["rollouts"][self.rank]) if state["rollouts"] else None
+        if self.replay is not None and state.get("replay"):
+            self.replay.load_state_dict(state["replay"][self.rank])
+        if "collapse" in state:  # older runs have none
+            self.collapse.load_state_dict(state["collapse"])
         self.live.load_state_dict(state)
         if self.rank == 0:
             truncate_log(Path(self.config.output) / ROLLOUTS_FILE, self.steps_done)

@@ -29,8 +29,9 @@ def live_metrics(
     The reward is the recipe's (`environment.reward`) before shaping: a forced embed token is not penalized.
 
     Returns:
-        "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without; and records to log, with
-        the query, the trace's text, its reward, the positive's rank, and whether the embed token was forced.
+        "live.reward" and "live.dcg" (nDCG@k) with reasoning, "live.reward_direct" without, and "live.gain", with minus
+        without: whether the reasoning is worth writing; and records to log, with the query, the trace's text, its
+        reward, the positive's rank, and whether the embed token was forced.
     """
     texts = [query.text for query in queries]
     reasoned = encoder.reason(
@@ -61,6 +62,7 @@ def live_metrics(
     cosine_QN = environment.corpus.scores(direct_QD, torch.arange(len(environment.corpus)))
     direct_Q = environment.reward(RankedRollouts.without_text(cosine_QN, grade_QN, k, texts))
     metrics["live.reward_direct"] = float(direct_Q.mean())
+    metrics["live.gain"] = metrics["live.reward"] - metrics["live.reward_direct"]
     ranks = rank_of_positive(
         environment, reasoned_QD[: config.num_completions_to_log], queries[: config.num_completions_to_log]
     )

@@ -31,7 +31,7 @@ class LogProbs:
         new_RT: log-probabilities under the policy, with gradient.
         old_RT: under the policy that sampled the rollouts.
         reference_RT: under the reference; None without a KL term.
-        entropy_RT: entropy of the policy's distributions in nats, without gradient.
+        entropy_RT: entropy of the policy's distributions in nats; with gradient if the recipe has an `entropy_floor`.
         sampled_RT: boolean; False on padding, and on embed tokens that were appended instead of sampled.
         embedding_RD: float32 unit rows, with gradient: the states at the embed tokens.
         tokens: number of tokens in the forward pass without padding; the shared prefix counts once.
@@ -54,14 +54,15 @@ def compute_log_probs(
     Args:
         module: the policy, wrapped if there are several processes.
         prefix: token ids of the reasoning conversation's shared prefix.
-        first: whether the policy is still the one that sampled; then the old log-probabilities equal the new ones.
+        first: whether the policy is still the one that sampled; then the old log-probabilities equal the new ones,
+            except for replayed rollouts.
     """
     one_step = config.steps_per_generation == 1
     rows = _rows(prefix, embed_id, rollouts)
     encoded = module({PART: rows}, return_base_logits=(PART,) if config.beta and one_step else ())[PART]
     device = encoded.embedding_BD.device
     ids_N, sampled_N = _sampled(rollouts, embed_id, device)
-    new_N, entropy_N = token_log_probs(encoded.logits_TV, ids_N, config.temperature)
+    new_N, entropy_N = token_log_probs(encoded.logits_TV, ids_N, config.temperature, config.entropy_floor > 0)
     old_N, reference_N = new_N.detach(), None
     if encoded.base_logits_TV is not None:
         with torch.no_grad():
@@ -72,6 +73,9 @@ def compute_log_probs(
         old_N = old_N if first else stored_N
         reference_N = _joined([rollout.reference_log_probs for rollout in rollouts], device)
     lengths = rows.num_target_tokens
+    if any(rollout.replayed for rollout in rollouts):
+        olds = zip(rollouts, old_N.split(lengths), strict=True)
+        old_N = torch.cat([old_T if not r.replayed else _stored(r).to(device) for r, old_T in olds])
     return LogProbs(
         new_RT=padded(new_N, lengths),
         old_RT=padded(old_N, lengths),
@@ -99,23 +103,34 @@ def store_log_probs(
         ids_N, _ = _sampled(some, embed_id, encoded.embedding_BD.device)
         old_N = token_log_probs(encoded.logits_TV, ids_N, config.temperature)[0].cpu()
         for rollout, old_T in zip(some, old_N.split(rows.num_target_tokens), strict=True):
-            rollout.old_log_probs = old_T
+            if not rollout.replayed:
+                rollout.old_log_probs = old_T
         if encoded.base_logits_TV is not None:
             reference_N = token_log_probs(encoded.base_logits_TV, ids_N, config.temperature)[0].cpu()
             for rollout, reference_T in zip(some, reference_N.split(rows.num_target_tokens), strict=True):
                 rollout.reference_log_probs = reference_T
 
 
-def token_log_probs(logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def keep_log_probs(log_probs: LogProbs, rollouts: list[Rollout]) -> None:
+    """Set the old log-probabilities of rollouts that the policy has just sampled, so that they can be replayed."""
+    for new_T, rollout in zip(log_probs.new_RT.detach().cpu(), rollouts, strict=True):
+        if not rollout.replayed:
+            rollout.old_log_probs = new_T[: rollout.length].clone()
+
+
+def token_log_probs(
+    logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of sampled tokens, and the entropies of the distributions that they were sampled from.
 
     Args:
         logits_NV: logits without the padding ids, which are never sampled and so must stay out of the softmax.
         ids_N: the sampled tokens, integers in [0, V).
         temperature: the sampling temperature; the policy is softmax(logits / temperature).
+        entropy_gradient: whether the entropies have a gradient, which keeps another softmax over all logits in memory.
 
     Returns:
-        (N,) log-probabilities, float32 or wider, with gradient; and (N,) entropies in nats, without gradient.
+        (N,) log-probabilities, float32 or wider, with gradient; and (N,) entropies in nats.
 
     Raises:
         ValueError: a temperature that is not above 0.
@@ -128,7 +143,9 @@ def token_log_probs(logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0) 
             scaled_NV = scaled_NV / temperature
         total_N = torch.logsumexp(scaled_NV, dim=1)
         chosen_N = scaled_NV.gather(1, ids_N[:, None])[:, 0] - total_N
-        with torch.no_grad():  # block by block: a softmax over all logits at once would double the memory
+        with torch.set_grad_enabled(
+            entropy_gradient and torch.is_grad_enabled()
+        ):  # block by block: a softmax over all logits at once would double the memory
             blocks = zip(scaled_NV.split(128), total_N.split(128), strict=True)
             entropy = [total - (torch.softmax(block, 1) * block).sum(1) for block, total in blocks]
     return chosen_N, torch.cat(entropy) if entropy else chosen_N.detach()
@@ -157,6 +174,11 @@ def _sampled(rollouts: list[Rollout], embed_id: int, device: torch.device) -> tu
         ids += some_ids
         sampled += some_sampled
     return torch.tensor(ids, device=device), torch.tensor(sampled, device=device)
+
+
+def _stored(rollout: Rollout) -> Tensor:
+    assert rollout.old_log_probs is not None  # a group is kept for replay with them
+    return rollout.old_log_probs
 
 
 def _joined(values: list[Tensor | None], device: torch.device) -> Tensor | None:

@@ -162,6 +162,27 @@ def grpo_loss(
     }
 
 
+def entropy_floor_loss(entropy_RT: Tensor, mask_RT: Tensor, floor: float) -> Tensor:
+    """How far the policy's mean entropy lies below a floor: max(0, floor - mean over unmasked tokens), in nats.
+
+    Above the floor it has no gradient, so it does not make a policy more random that is random enough; a bonus for
+    entropy would (compare Skywork-OR1, arXiv 2505.22312, which turns a bonus on and off around a target).
+
+    Args:
+        entropy_RT: entropies in nats, with gradient.
+        mask_RT: boolean; False on padding and on tokens that the policy did not sample.
+        floor: nats per token, above 0.
+
+    Returns:
+        A scalar, 0 and still part of the graph if nothing is unmasked.
+    """
+    weight_RT = mask_RT.to(entropy_RT)
+    tokens = weight_RT.sum()
+    if not tokens:
+        return 0.0 * _clean(entropy_RT, mask_RT).sum()
+    return (floor - (_clean(entropy_RT, mask_RT) * weight_RT).sum() / tokens).clamp(min=0.0)
+
+
 def _grouped(rewards_R: Any, groups_R: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards in float64, each rollout's group as an index from 0, and the groups' sizes in float64."""
     rewards_R = torch.as_tensor(rewards_R).detach().to(torch.float64)

@@ -43,8 +43,9 @@ class Rollout:
         target: (batch) column of the candidate that answers the query, or `IGNORE_INDEX`.
         false_negatives: (batch) columns of the other candidates that answer the query, which are not negatives.
         index: (batch) position among the rollouts of all processes, or `NO_ROW`.
+        replayed: (batch, `replay`) whether the rollout was sampled for an earlier batch.
         old_log_probs: (log-probabilities, `log_probs.store_log_probs`) float32 (T,) under the policy that sampled;
-            None if a batch serves only one step.
+            None if a batch serves only one step and groups are not replayed.
         reference_log_probs: (log-probabilities) float32 (T,) under the reference; None likewise, and without a KL term.
     """
 
@@ -60,6 +61,7 @@ class Rollout:
     target: int = IGNORE_INDEX
     false_negatives: list[int] = field(default_factory=list)
     index: int = NO_ROW
+    replayed: bool = False
     old_log_probs: Tensor | None = None
     reference_log_probs: Tensor | None = None
 
@@ -170,6 +172,7 @@ class RolloutBatch:
         state["candidates"] = self.candidate_CD
         for name in _SCALARS:
             state[name] = [getattr(rollout, name) for rollout in self.rollouts]
+        state["replayed"] = [rollout.replayed for rollout in self.rollouts]
         for name in _LISTS:
             values = [getattr(rollout, name) for rollout in self.rollouts]
             state[name] = torch.tensor([item for value in values for item in value], dtype=torch.int64)
@@ -183,6 +186,7 @@ class RolloutBatch:
     def from_state(cls, state: dict[str, Any]) -> RolloutBatch:
         """The batch from its `state_dict`; texts and embeddings are no longer needed and stay empty."""
         columns = {name: state[name] for name in _SCALARS}
+        columns["replayed"] = state.get("replayed") or [False] * len(state["forced"])  # older runs have none
         for name in _LISTS:
             columns[name] = [part.tolist() for part in state[name].split(state[f"{name}_lengths"])]
         lengths = [len(ids) + 1 for ids in columns["token_ids"]]

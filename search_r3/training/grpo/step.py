@@ -17,8 +17,9 @@ from search_r3.training.distributed import collectives
 from search_r3.training.grpo.collector import RolloutCollector
 from search_r3.training.grpo.grpo_config import GRPOConfig
 from search_r3.training.grpo.live_environment import LiveEnvironment
-from search_r3.training.grpo.log_probs import LogProbs, compute_log_probs, store_log_probs
-from search_r3.training.grpo.policy_gradient import advantages, group_std, grpo_loss
+from search_r3.training.grpo.log_probs import LogProbs, compute_log_probs, keep_log_probs, store_log_probs
+from search_r3.training.grpo.policy_gradient import advantages, entropy_floor_loss, group_std, grpo_loss
+from search_r3.training.grpo.replay import ReplayBuffer
 from search_r3.training.grpo.rollout import IGNORE_INDEX, Rollout, RolloutBatch, ScoredGroups
 from search_r3.training.grpo.rollout_engines import RolloutEngine
 from search_r3.training.grpo.training_batch import build_training_batch
@@ -35,6 +36,7 @@ class StepState(Protocol):
         engine: samples the rollouts.
         rollouts: the batch that the current steps train on.
         rollouts_of_all: the state of every process's batch, for a checkpoint between two of those steps.
+        replay: earlier groups, if zero_variance is "replay".
     """
 
     config: GRPOConfig
@@ -46,6 +48,7 @@ class StepState(Protocol):
     collector: RolloutCollector
     rollouts: RolloutBatch | None
     rollouts_of_all: list[dict[str, Any]]
+    replay: ReplayBuffer | None
 
 
 def grpo_step(
@@ -90,7 +93,7 @@ def grpo_step(
                 set_advantages(scored, config)
                 rounds.append(scored)
                 live.log_completions(rounds, step)  # if due
-            state.rollouts = build_training_batch(rounds, generation_index, environment, step, config)
+            state.rollouts = build_training_batch(rounds, generation_index, environment, step, config, state.replay)
         if config.steps_per_generation > 1:
             store_log_probs(state.policy, state.prefix, state.embed_id, state.rollouts, config)
             state.rollouts_of_all = collectives.all_gather_object(state.rollouts.state_dict())
@@ -105,11 +108,17 @@ def grpo_step(
     rollouts, has_signal = batch.mini_batch(step_in_generation, config.num_mini_batches, config.loop.seed)
     first = step_in_generation == 0
     log_probs = compute_log_probs(module, state.prefix, state.embed_id, rollouts, config, first)
+    if first and state.replay is not None:
+        if config.steps_per_generation == 1:
+            keep_log_probs(log_probs, rollouts)
+        state.replay.remember()
 
-    # 5. Loss: the clipped policy gradient with its KL, and InfoNCE of the embeddings against the refreshed documents.
+    # 5. Loss: the clipped policy gradient with its KL, InfoNCE of the embeddings against the refreshed documents, and
+    #    the policy's lack of entropy, if the recipe has a floor.
     policy_loss = policy_loss_term(log_probs, rollouts, has_signal, config)
     contrastive_loss = contrastive_loss_term(log_probs, rollouts, has_signal, batch.candidate_CD, config)
-    loss, metrics = total_loss(policy_loss, contrastive_loss, log_probs, config)
+    entropy_loss = entropy_loss_term(log_probs, has_signal, config)
+    loss, metrics = total_loss(policy_loss, contrastive_loss, entropy_loss, log_probs, config)
 
     # 6. Backward. The training loop clips the gradients and takes the optimizer step.
     backward(loss)
@@ -168,7 +177,7 @@ def policy_loss_term(log_probs: LogProbs, rollouts: list[Rollout], has_signal: b
         unbiased_kl=config.unbiased_kl,
     )
     tokens, trained = int(mask_RT.sum()), int(trained_R.sum())
-    entropy = float(log_probs.entropy_RT[mask_RT].mean()) if tokens else 0.0
+    entropy = float(log_probs.entropy_RT.detach()[mask_RT].mean()) if tokens else 0.0
     metrics |= {"entropy": entropy, "trained_rollouts": float(trained)}
     return LossTerm(loss, tokens if config.loss_type == "dapo" else trained, tokens, metrics)
 
@@ -194,15 +203,32 @@ def contrastive_loss_term(
     return LossTerm(loss, len(rows))
 
 
+def entropy_loss_term(log_probs: LogProbs, has_signal: bool, config: GRPOConfig) -> LossTerm:
+    """The policy's lack of entropy over all sampled tokens, those of dropped groups included; 0 without a floor."""
+    if not config.entropy_floor:
+        return LossTerm(log_probs.embedding_RD.new_zeros(()), 0)
+    mask_RT = log_probs.sampled_RT & has_signal
+    return LossTerm(entropy_floor_loss(log_probs.entropy_RT, mask_RT, config.entropy_floor), int(mask_RT.sum()))
+
+
 def total_loss(
-    policy_term: LossTerm, contrastive_term: LossTerm, log_probs: LogProbs, config: GRPOConfig
+    policy_term: LossTerm,
+    contrastive_term: LossTerm,
+    entropy_term: LossTerm,
+    log_probs: LogProbs,
+    config: GRPOConfig,
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum of the terms, scaled so that the mean over processes is the mean over all rollouts."""
-    policy_weight, pair_weight, token_weight = collectives.rank_weights(
-        policy_term.count, contrastive_term.count, policy_term.tokens, device=log_probs.new_RT.device
-    )
+    policy_weight, pair_weight, token_weight, entropy_weight = collectives.rank_weights(
+        policy_term.count, contrastive_term.count, policy_term.tokens, entropy_term.count,
+        device=log_probs.new_RT.device,
+    )  # fmt: skip
     policy_loss, contrastive_loss = policy_weight * policy_term.loss, pair_weight * contrastive_term.loss
     loss = policy_loss + config.contrastive_weight * contrastive_loss
+    further = {}
+    if config.entropy_floor:
+        lack = entropy_weight * entropy_term.loss
+        loss, further = loss + config.entropy_weight * lack, {"entropy_lack": lack.item()}
     # DDP waits for a gradient of every trained weight at every step, so each weight takes part with 0 even if no
     # rollout is trained on. In an untied model, for example, the embed token's row has no gradient without the
     # contrastive term, because no later token depends on it.
@@ -219,6 +245,7 @@ def total_loss(
         "ratio": token_weight * metrics["ratio"],
         # a sum over processes: the loop averages metrics over them, which this factor undoes
         "trained_rollouts": metrics["trained_rollouts"] * collectives.world_size(),
+        **further,
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from search_r3.environment.retrieval import RetrievalEnvironment
 from search_r3.training.distributed import collectives
 from search_r3.training.grpo.grpo_config import GRPOConfig
+from search_r3.training.grpo.replay import ReplayBuffer
 from search_r3.training.grpo.rollout import IGNORE_INDEX, NO_ROW, Group, RolloutBatch, ScoredGroups
 from search_r3.training.grpo.rollout_metrics import round_metrics
 
@@ -25,13 +26,19 @@ def build_training_batch(
     environment: RetrievalEnvironment,
     step: int,
     config: GRPOConfig,
+    replay: ReplayBuffer | None = None,
 ) -> RolloutBatch:
     """The batch of `queries_per_step` groups to train on. A collective.
+
+    With `replay`, groups without variance are replaced by earlier ones.
 
     Its metrics describe the corpus and the first sampling round, before groups without variance were replaced.
     """
     size = config.num_generations
     groups, kept = _kept([group for scored in rounds for group in scored.groups], config)
+    replayed = 0
+    if replay is not None:
+        groups, replayed = replay.replace(groups, generation_index)
     refreshed = np.concatenate([scored.rewards.refreshed for scored in rounds])
     positives = [row for group, _ in groups for row, grade in group.query.grades.items() if grade > 0]
     all_positives = [row for part in collectives.all_gather_object(positives) for row in part]
@@ -50,6 +57,8 @@ def build_training_batch(
     metrics = round_metrics(rounds[0])
     if config.zero_variance == "resample":
         metrics["resampled"] = float(len(rounds) - 1)
+    if replay is not None:
+        metrics["replayed"] = float(sum(collectives.all_gather_object(replayed)))
     metrics["refreshed"] = float(len(refreshed))
     metrics["mean_age"] = float(environment.corpus.ages(step).float().mean())
     return RolloutBatch(

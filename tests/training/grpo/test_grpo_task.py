@@ -97,7 +97,7 @@ def test_training_in_the_corpus_raises_the_reward(stage_one: Path, tmp_path: Pat
         optimizer.zero_grad()
         curve.append(figures["reward"])
     assert np.mean(curve[-5:]) > np.mean(curve[:5]) + 0.2
-    assert set(task.evaluate(task.module, 40)) == {"live.reward", "live.dcg", "live.reward_direct"}
+    assert set(task.evaluate(task.module, 40)) == {"live.reward", "live.dcg", "live.reward_direct", "live.gain"}
     assert 0 <= before <= 1
 
 
@@ -261,6 +261,21 @@ def test_groups_without_variance_are_replaced_by_other_queries(stage_one: Path, 
     assert batch.metrics["zero_variance"] == pytest.approx(2 / 3)  # as they were sampled at first
     assert batch.metrics["resampled"] == 2
     assert [rollout.index for rollout in batch.rollouts] == list(range(12))
+
+
+def test_the_entropy_floor_is_part_of_the_loss_and_pulls_the_entropy_up(stage_one: Path, tmp_path: Path) -> None:
+    task = task_of(
+        stage_one, tmp_path, AlwaysEmitting(), contrastive_weight=0.0, beta=0.0, entropy_floor=9.0, entropy_weight=2.0
+    )
+    rewarded(task, lambda rollouts: [0.5] * len(rollouts.texts))  # no group has variance: only the floor has a gradient
+    optimizer, lacks = optimizer_of(task, 0.01), []
+    for step in range(4):
+        loss, metrics = task.training_step(task.module, step, torch.Tensor.backward)
+        assert loss.item() == pytest.approx(2.0 * metrics["entropy_lack"])
+        optimizer.step()
+        optimizer.zero_grad()
+        lacks.append(metrics["entropy_lack"])
+    assert lacks[-1] < lacks[0]
 
 
 def test_all_groups_dropped_gives_a_step_of_zero_through_every_weight(stage_one: Path, tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from search_r3.training.grpo.log_probs import padded, token_log_probs
-from search_r3.training.grpo.policy_gradient import LOSS_TYPES, advantages, group_std, grpo_loss
+from search_r3.training.grpo.policy_gradient import (
+    LOSS_TYPES,
+    advantages,
+    entropy_floor_loss,
+    group_std,
+    grpo_loss,
+)
 
 MAX_TOKENS = 11
 
@@ -254,3 +260,33 @@ def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> N
 def test_wrong_rewards_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         advantages(*arguments)
+
+
+def test_entropies_have_a_gradient_where_it_is_asked_for_and_the_same_values() -> None:
+    logits = torch.randn(200, 7, dtype=torch.float64, requires_grad=True)
+    ids = torch.arange(200) % 7
+    plain, with_gradient = token_log_probs(logits, ids)[1], token_log_probs(logits, ids, entropy_gradient=True)[1]
+    assert not plain.requires_grad
+    assert torch.equal(plain, with_gradient)
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    assert torch.allclose(with_gradient, expected)
+    (found,) = torch.autograd.grad(with_gradient.sum(), logits)
+    (wanted,) = torch.autograd.grad(expected.sum(), logits)
+    assert torch.allclose(found, wanted)
+
+
+def test_the_entropy_floor_pulls_only_from_below_and_only_over_sampled_tokens() -> None:
+    entropy = torch.tensor([[0.2, 0.4, 9.0], [0.3, 9.0, torch.nan]], requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    loss = entropy_floor_loss(entropy, mask, 0.5)
+    assert loss.item() == pytest.approx(0.2)
+    loss.backward()
+    assert torch.allclose(entropy.grad, torch.where(mask, -1 / 3, 0.0))
+    entropy.grad = None
+    above = entropy_floor_loss(entropy, mask, 0.25)
+    above.backward()
+    assert above.item() == 0
+    assert not entropy.grad.any()
+    nothing = entropy_floor_loss(entropy, torch.zeros_like(mask), 0.5)
+    nothing.backward()
+    assert nothing.item() == 0
