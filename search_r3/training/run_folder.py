@@ -28,6 +28,7 @@ FREE_KEYS = frozenset(
         "evaluate_first",
         "log_every",
         "patience",
+        "stop_on_collapse",
         "time_limit_minutes",
     )
 ) | {"trained_on"}

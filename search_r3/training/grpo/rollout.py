@@ -152,8 +152,12 @@ class RolloutBatch:
     total: int
     metrics: dict[str, float]
 
-    def mini_batch(self, step_in_generation: int, num_mini_batches: int, seed: int) -> tuple[list[Rollout], bool]:
+    def mini_batch(
+        self, step_in_generation: int, num_mini_batches: int, seed: int, dropped: bool = False
+    ) -> tuple[list[Rollout], bool]:
         """This process's rollouts of one optimizer step that have a signal, and True; or any one rollout and False.
+
+        With `dropped`, also those of dropped groups, from which the entropy term learns.
 
         The assignment of rollouts to steps does not depend on the number of processes.
         """
@@ -163,7 +167,7 @@ class RolloutBatch:
             rng = np.random.default_rng([seed, self.generation_index, 0, iteration])
             chosen = np.array_split(rng.permutation(np.arange(self.total)), num_mini_batches)[part]
             mine = [rollout for rollout in mine if rollout.index in chosen]
-        useful = [rollout for rollout in mine if rollout.has_signal]
+        useful = [rollout for rollout in mine if rollout.has_signal or (dropped and rollout.index != NO_ROW)]
         return useful or (mine or self.rollouts)[:1], bool(useful)
 
     def state_dict(self) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def grpo_step(
     #    forward pass gives the embeddings. At the first step of a generation the policy is still the one that sampled,
     #    so the old log-probabilities equal the new ones. A process without a rollout to learn from has no signal: it
     #    takes part with one rollout of weight 0, because the others wait for it in the collectives.
-    rollouts, has_signal = batch.mini_batch(step_in_generation, config.num_mini_batches, config.loop.seed)
+    rollouts, has_signal = batch.mini_batch(
+        step_in_generation, config.num_mini_batches, config.loop.seed, dropped=config.entropy_floor > 0
+    )
     first = step_in_generation == 0
     log_probs = compute_log_probs(module, state.prefix, state.embed_id, rollouts, config, first)
     if first and state.replay is not None:
