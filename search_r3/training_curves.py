@@ -59,9 +59,12 @@ class Panel:
 PANELS = (
     Panel("dev", "dev nDCG@10 (dashed: reasoning on)",
           dev={"off": "off", "on": "on", "latent": "latent", "read": "read"}),
+    Panel("words", "dev nDCG@10 with given reasoning (dashed: another query's)",
+          dev={"given": "given", "shuffled": "another query's"}),
     Panel("loss", "loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet",
           "sft": "cross-entropy", "kl": "KL to the base", "distillation": "KL to the teacher",
           "self_teaching": "KL of changed queries", "view_distillation": "KL to the query with reasoning",
+          "trust": "KL of false reasoning to the direct query",
           "in_batch_lm": "in-batch LM"}, log=True),
     Panel("infonce", "InfoNCE", {"infonce_query": "direct", "infonce_reasoning": "reasoning",
                                  "infonce_reading": "reading"}, log=True),

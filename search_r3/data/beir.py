@@ -52,6 +52,8 @@ class BeirDataset:
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
     ignore_identical_ids: bool = False
+    reasoning: dict[str, str] = field(default_factory=dict)
+    """What was written about some queries (`read_reasoning`), by query id; only read by `dev_pools`."""
 
     def identical_ids(self) -> list[str]:
         """The judged queries whose id is that of a document, in the order of the judgments."""
@@ -365,6 +367,7 @@ def choose_pool(dataset: BeirDataset, queries: int, documents: int, seed: int = 
         {q: text for q, text in dataset.queries.items() if q in chosen},
         {q: dict(judged) for q, judged in dataset.qrels.items() if q in chosen},
         dataset.ignore_identical_ids,
+        {q: text for q, text in dataset.reasoning.items() if q in chosen},
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from search_r3.data.beir import BeirDataset, choose_pool, load_beir
+from search_r3.data.beir import BeirDataset, choose_pool, load_beir, read_reasoning
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.errors import InputError
@@ -65,14 +65,19 @@ def dev_pool(
 
 
 def dev_set(kind: str, data_root: str | Path | None = None) -> BeirDataset:
-    """All dev queries of a kind over the whole corpus; see `dev_pool` for the kinds.
+    """All dev queries of a kind over the whole corpus, and their reasoning if the data set has a `reasoning.jsonl`.
+
+    See `dev_pool` for the kinds.
 
     Raises:
         InputError: the kind is unknown, or the data set is missing or broken.
     """
     refuse_unknown([kind], tuple(POOLS), "dev pool", what="kind")
     split, modulus, rule = POOLS[kind]
-    dataset = load_beir(find_dataset(kind, data_root), split, name=kind)
+    folder = find_dataset(kind, data_root)
+    dataset = load_beir(folder, split, name=kind)
+    if (reasoning := folder / "reasoning.jsonl").is_file():
+        dataset.reasoning = read_reasoning(reasoning, split)
     if modulus is not None:
         dataset.queries = {q: text for q, text in dataset.queries.items() if is_held_out(q, modulus, rule)}
         dataset.qrels = {q: judged for q, judged in dataset.qrels.items() if q in dataset.queries}

@@ -50,11 +50,12 @@ def pool_metrics(
         max_reasoning_tokens: the most reasoning tokens per query.
 
     Returns:
-        nDCG@10 without ("off") and with ("on") reasoning, and in latent mode ("latent") and with the first hits of the
-        direct search ("read") if the checkpoint has these modes; "emission", the fraction of reasoning traces in which
-        the model itself sampled the embed token; "tokens" and "median_tokens", their mean and median length;
-        "distinct", the number of different traces divided by the number of queries; "uniformity" of the documents and
-        "alignment" of direct queries with their documents (Wang and Isola 2020).
+        nDCG@10 without ("off") and with ("on") reasoning, with the reasoning that the data set gives ("given") and that
+        of another query ("shuffled"), if it gives some to every query, and in latent mode ("latent") and with the first
+        hits of the direct search ("read") if the checkpoint has these modes; "emission", the fraction of reasoning
+        traces in which the model itself sampled the embed token; "tokens" and "median_tokens", their mean and median
+        length; "distinct", the number of different traces divided by the number of queries; "uniformity" of the
+        documents and "alignment" of direct queries with their documents (Wang and Isola 2020).
     """
     queries, relevance_QN = list(pool.queries.values()), _relevance(pool)
     direct_QD, documents_ND = _embed(encoder, pool, max_document_tokens)
@@ -73,6 +74,11 @@ def pool_metrics(
         passages = [[texts[n] for n in row] for row in hits_QK]
         read_QD = encoder.encode_query(queries, passages=passages, reasoning=False, show_progress_bar=False)
         more["read"] = float(metrics.ndcg(read_QD @ documents_ND.T, relevance_QN, 10).mean())
+    if len(pool.queries) > 1 and all(qid in pool.reasoning for qid in pool.queries):
+        words = [pool.reasoning[qid] for qid in pool.queries]
+        for name, given in (("given", words), ("shuffled", [*words[1:], words[0]])):
+            given_QD = encoder.encode_query(queries, reasoning_text=given, show_progress_bar=False)
+            more[name] = float(metrics.ndcg(given_QD @ documents_ND.T, relevance_QN, 10).mean())
     return more | {
         "off": float(metrics.ndcg(direct_QD @ documents_ND.T, relevance_QN, 10).mean()),
         "on": float(metrics.ndcg(reasoning_QD @ documents_ND.T, relevance_QN, 10).mean()),

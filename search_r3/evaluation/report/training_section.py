@@ -152,7 +152,7 @@ def _dev_lines(run: TrainingRun, panel: Panel) -> list[Series]:
         for name, value in record["dev"].items():
             pool, _, ending = name.rpartition(".")
             pool = pool.removesuffix(".dev")
-            is_mean = pool == "ndcg@10" or (pool == "live" and panel.name != "dev-reward")
+            is_mean = pool == "ndcg@10" or (pool == "live" and panel.name not in ("dev-reward", "gain"))
             if ending in panel.dev and not is_mean:
                 label = " ".join(part for part in (pool.replace("live", ""), panel.dev[ending]) if part)
                 by_label.setdefault(label or panel.dev[ending], []).append((record["step"], value))

@@ -20,6 +20,8 @@ class Batch:
         documents: the pairs' positives, followed by further positives, then by their explicit negatives.
         with_reasoning: indices of the pairs that are also trained with reasoning.
         self_generated: for each of `with_reasoning`, whether the model generated the reasoning.
+        false_words: by index, the pairs whose reasoning is another query's or empty, with it (`trust`); those of them
+            that are not in `with_reasoning` are not trained with it.
         changed_of: for self-teaching, indices of the pairs whose query is also embedded as a rewritten variant.
         with_latent: indices of the pairs that are also trained in latent mode.
         with_passages: indices of the pairs that are also trained in the reading conversation, part "reading".
@@ -38,3 +40,4 @@ class Batch:
     with_latent: list[int] = field(default_factory=list)
     with_passages: list[int] = field(default_factory=list)
     query_documents: QueryDocumentPairs | None = None
+    false_words: dict[int, str] = field(default_factory=dict)

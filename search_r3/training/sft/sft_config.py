@@ -38,6 +38,10 @@ class LossWeights:
     """KL between two distributions over a query's candidates: that of its direct embedding (and of its latent one), and
     that of its embedding with given reasoning, which gets no gradient from this term (LaSER, arXiv 2603.01425). Pairs
     without reasoning or with self-generated reasoning are left out."""
+    trust: float = 1.0
+    """KL between two distributions over a query's candidates: that of its embedding with false reasoning
+    (`shuffled_reasoning_ratio`, `empty_reasoning_ratio`), and that of its direct embedding, which gets no gradient from
+    this term."""
     in_batch_lm: float = 0.0
     """Prediction of some queries' tokens from documents of the batch, weighted by the softmax of their cosines
     (ElicitR's regularizer), so that the documents that explain a query become similar to it."""
@@ -102,6 +106,12 @@ class SFTConfig:
     learns. The contrastive terms use the embedding after it; its tokens are not training targets, except the embed
     token where the token limit cut the reasoning off. (As a target after every trace, the embed token moved ever
     earlier: traces shrank to 6 tokens.)"""
+    shuffled_reasoning_ratio: float = 0.0
+    """Fraction of the pairs with reasoning that get the reasoning of another query of the batch instead. They learn to
+    rank as without (`weights.trust`), so that words are trusted only as far as they are true; its tokens are no
+    training targets."""
+    empty_reasoning_ratio: float = 0.0
+    """Fraction of the pairs with reasoning that get none before the embed token; trained likewise."""
     self_reasoning_start_step: int = 50
     """First step with self-generated reasoning: before it, the model has not yet learned to write any."""
     self_reasoning_refresh_steps: int = 50
@@ -219,8 +229,11 @@ class SFTConfig:
             cross_batch_memory_size=0, latent_steps=0, in_batch_lm_queries=1, in_batch_lm_documents=2,
             reading_passages=1, reading_passage_tokens=1,
         )  # fmt: skip
-        for name in ("reasoning_ratio", "self_reasoning_ratio", "latent_ratio", "reading_ratio",
-                     "reading_reasoning_ratio", *READING_SHARES):  # fmt: skip
+        false = self.shuffled_reasoning_ratio + self.empty_reasoning_ratio
+        expected = "from 0 to 1 together with empty_reasoning_ratio"
+        require(false <= 1, "shuffled_reasoning_ratio", self.shuffled_reasoning_ratio, expected)
+        for name in ("shuffled_reasoning_ratio", "empty_reasoning_ratio", "reasoning_ratio", "self_reasoning_ratio",
+                     "latent_ratio", "reading_ratio", "reading_reasoning_ratio", *READING_SHARES):  # fmt: skip
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("temperature", "teacher_temperature", "view_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")

@@ -57,6 +57,7 @@ from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
 from search_r3.training.sft.reading_rows import ReadingRows, plan_reading, trace_name
 from search_r3.training.sft.self_reasoning import SelfReasoning
 from search_r3.training.sft.sft_config import SFTConfig
+from search_r3.training.sft.trust import direct_and_false, false_reasoning
 from search_r3.training.sft.view_distillation import taught_queries, view_distillation
 from search_r3.training.stage import train_stage
 
@@ -161,7 +162,9 @@ class SFTTask:
         if config.self_reasoning_ratio:
             self.self_reasoning.refresh(step, self._self_reasoning_queries, self._encoder)
         pairs, with_reasoning, self_generated = self._plan(step)
-        reading = plan_reading(config, step, pairs, with_reasoning, self.answers)
+        false_words = false_reasoning(config, step, pairs)
+        true_words = sorted({*with_reasoning} - {*false_words})  # false words follow no passages, as in the target
+        reading = plan_reading(config, step, pairs, true_words, self.answers)
         documents: list[str] = []
         if self.fixed is None:
             documents = batch_documents(
@@ -174,7 +177,9 @@ class SFTTask:
             parts = {"document": self._rows(self.document, mine, config.max_document_tokens, 0)} | parts
         if with_reasoning:
             shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
-            parts["reasoning"] = self._reasoning_rows(shown, with_reasoning, self_generated, reading.before_reasoning)
+            parts["reasoning"] = self._reasoning_rows(
+                shown, with_reasoning, self_generated, reading.before_reasoning, false_words
+            )
         with_latent = self._latent_pairs(step, len(pairs))
         if with_latent:
             mine = _mine([texts.queries[i] for i in with_latent])
@@ -204,6 +209,7 @@ class SFTTask:
             with_latent,
             with_passages,
             query_documents,
+            false_words,
         )
 
     def training_step(
@@ -291,6 +297,10 @@ class SFTTask:
             )
         if weights.view_distillation:
             terms["view_distillation"] = self._view_distillation(batch, embedding, candidates)
+        if self.config.shuffled_reasoning_ratio or self.config.empty_reasoning_ratio:
+            rows = direct_and_false(embedding, batch.with_reasoning, batch.false_words)
+            metrics["rows_false"] = float(len(rows[0]))
+            terms["trust"] = self._fitted_to(candidates, batch, *rows)
         if self.in_batch_lm is not None and batch.query_documents is not None:
             lengths = batch.parts["in_batch_lm"].num_target_tokens
             terms["in_batch_lm"] = self.in_batch_lm.loss(
@@ -311,8 +321,9 @@ class SFTTask:
         self_B = rng.random(len(pairs)) < config.self_reasoning_ratio
         if step < config.self_reasoning_start_step:
             self_B[:] = False
-        chosen = [i for i in range(len(pairs)) if reason_B[i] and (self_B[i] or pairs[i].reasoning)]
-        return pairs, chosen, [bool(self_B[i]) for i in chosen]
+        false = false_reasoning(config, step, pairs)
+        chosen = [i for i in range(len(pairs)) if reason_B[i] and (i in false or self_B[i] or pairs[i].reasoning)]
+        return pairs, chosen, [bool(self_B[i]) and i not in false for i in chosen]
 
     def _latent_pairs(self, step: int, pairs: int) -> list[int]:
         """Pairs also trained in latent mode, chosen by the same random numbers as those with reasoning."""
@@ -338,18 +349,22 @@ class SFTTask:
         chosen: Sequence[int],
         generated: Sequence[bool],
         read: Mapping[int, Sequence[str]],
+        false_words: Mapping[int, str],
     ) -> Rows:
         """This process's rows of the conversation with reasoning; `read` has the passages of the pairs that read."""
         rows, answers = [], []
         places = collectives.strided_indices(len(chosen))
         mine = [(pairs[chosen[i]], trace_name(pairs[chosen[i]], chosen[i] in read), generated[i]) for i in places]
-        texts = [self.self_reasoning.texts[name] if is_own else pair.reasoning or "" for pair, name, is_own in mine]
+        false = [false_words.get(chosen[i]) for i in places]
+        true = [self.self_reasoning.texts[name] if is_own else pair.reasoning or "" for pair, name, is_own in mine]
+        texts = [words if untrue is None else untrue for words, untrue in zip(true, false, strict=True)]
         traces = self._ids(texts, self.config.max_reasoning_tokens)
         turns = self.reading_rows.turns([pair.query for pair, *_ in mine], [read.get(chosen[i], ()) for i in places])
         embed = self.checkpoint.contract.embed_token_id
-        for (_, name, is_own), turn, trace in zip(mine, turns, traces, strict=True):
+        for (_, name, is_own), untrue, turn, trace in zip(mine, false, turns, traces, strict=True):
             rows.append([*turn, *self.reasoning.suffix, *trace, embed])
-            answers.append(int(name in self.self_reasoning.cut) if is_own else len(trace) + 1)
+            targets = int(name in self.self_reasoning.cut) if is_own else len(trace) + 1
+            answers.append(targets if untrue is None else 0)
         return Rows(self.reasoning.prefix, rows, answers)
 
     def _all_candidates(self, batch: Batch, embedding: dict[str, Tensor]) -> Candidates:
@@ -390,7 +405,14 @@ class SFTTask:
     def _view_distillation(self, batch: Batch, embedding: dict[str, Tensor], candidates: Candidates) -> Tensor:
         """`view_distillation` of the direct and latent embeddings, over the queries with given reasoning."""
         rows_of = {"query": range(len(batch.pairs)), "latent": batch.with_latent, "reasoning": batch.with_reasoning}
-        pairs, student_BD, teacher_BD = taught_queries(embedding, rows_of, batch.self_generated)
+        generated = zip(batch.with_reasoning, batch.self_generated, strict=True)
+        no_teacher = [own or pair in batch.false_words for pair, own in generated]
+        return self._fitted_to(candidates, batch, *taught_queries(embedding, rows_of, no_teacher))
+
+    def _fitted_to(
+        self, candidates: Candidates, batch: Batch, pairs: list[int], student_BD: Tensor, teacher_BD: Tensor
+    ) -> Tensor:
+        """`view_distillation` of the teacher's ranking into the student's embeddings of these pairs' queries."""
         answers = [self.answers[batch.pairs[i].query] for i in pairs]
         mask_BM = candidates.false_negatives(answers, self._targets(batch, pairs))
         document_MD, temperature = candidates.embedding_MD, self.config.view_temperature
