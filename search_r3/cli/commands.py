@@ -49,6 +49,7 @@ from search_r3.cli.rollouts import rollouts
 from search_r3.cli.serve import serve
 from search_r3.cli.study import study
 from search_r3.cli.train import plot, train_app
+from search_r3.cli.writer import WriterOption, refuse_both, write_reasoning
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 EXIT_DIFFERENT = 1
@@ -131,6 +132,7 @@ def search(
         str | None,
         typer.Option(help="Your own reasoning about the query, which the model reads in place of its own."),
     ] = None,
+    writer: WriterOption = None,
     read: ReadOption = 0,
     hops: HopsOption = 1,
     exact: Annotated[
@@ -166,7 +168,8 @@ def search(
     opened = SearchIndex.open_snapshot(index)
     with damage_explained(index):  # before a model is loaded
         check_where(opened, where)
-        check_given(reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
+        refuse_both(writer, reasoning_text)
+        check_given(writer or reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
         if mode is not Mode.vector:
             opened.backend.check_text()
     if query == "-":
@@ -175,6 +178,9 @@ def search(
     if mode is not Mode.text:
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
         loaded = load(name, device, dtype, engine)
+    cost = None
+    if writer is not None:
+        (reasoning_text,), cost = write_reasoning(writer, [query], device, dtype)
     with damage_explained(index):
         result = opened.search(
             query,
@@ -195,7 +201,7 @@ def search(
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
     if as_json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | ({} if cost is None else {"writer": cost}))
     else:
         print_result(result, find_file=opened.find_file, filtered=bool(where and where.strip()))
         if not result.hits:
