@@ -25,6 +25,7 @@ from search_r3.cli.options import (
     print_progress,
     silence_transformers,
 )
+from search_r3.cli.writer import WriterOption, open_reasoning_writer
 from search_r3.errors import InputError
 
 EXIT_FAILED = 1
@@ -72,10 +73,11 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Reasoning off, on, latent or given (reasoning.jsonl of the data set; control given.shuffled: another "
-            "query's); or reading the first hits: read, read+on, read-2 (two hops), and its "
+            "query's) or written (by --writer); or reading the first hits: read, read+on, read-2 (two hops), and its "
             "controls read.shuffled, read.empty, read.rocchio. off and on by default. Repeatable."
         ),
     ] = None,
+    writer: WriterOption = None,
     queries: Annotated[
         list[str] | None,
         typer.Option(
@@ -153,7 +155,7 @@ def evaluate(
             system or ["bm25", "all-minilm-l6-v2", default_model()],
             folder,
             split,
-            modes=mode or MODES,
+            modes=mode or (MODES if writer is None else (*MODES, "written")),
             queries=queries or (ORIGINAL,),
             max_length=max_length,
             max_reasoning_tokens=budget,
@@ -164,6 +166,7 @@ def evaluate(
             force=force,
             allow_missing=allow_missing,
             ignore_identical_ids=ignore_identical_ids,
+            writer=None if writer is None else open_reasoning_writer(writer, device, dtype),
             approval=CostApproval(
                 yes, price, _ask if sys.stdin.isatty() and sys.stderr.isatty() else None, print_progress
             ),

@@ -18,7 +18,9 @@ from search_r3.evaluation.shuffling import derangement
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS
 
 SHUFFLED = "given.shuffled"
-GIVEN_MODES = ("given", SHUFFLED)
+WRITTEN = "written"
+"""The mode in which another model has written the reasoning (`ReasoningWriter`)."""
+GIVEN_MODES = ("given", SHUFFLED, WRITTEN)
 FILE = "reasoning.jsonl"
 SEED = 0
 """Seed of the assignment of other queries' reasoning. It is constant, so that systems get the same."""
@@ -32,9 +34,11 @@ class GivenReasoning:
 
     Attributes:
         texts: query id -> reasoning.
+        writer: `ReasoningWriter.identity` of the model that wrote it; None if it belongs to the data set.
     """
 
     texts: Mapping[str, str]
+    writer: Mapping[str, Any] | None = None
 
     @classmethod
     def of_split(cls, folder: Path, split: str) -> GivenReasoning | None:
@@ -52,6 +56,8 @@ class GivenReasoning:
             "max_reasoning_tokens": REASONING_TEXT_TOKENS,
             "reasoning_hash": content_hash(list(self.texts), list(self.texts.values())),
         }
+        if self.writer is not None:
+            identity["writer"] = dict(self.writer)
         return identity | ({"seed": SEED} if mode == SHUFFLED else {})
 
     def traces(
@@ -83,7 +89,9 @@ class GivenReasoning:
 
 def check_reasoning_files(modes: Sequence[str], folders: Sequence[Path]) -> None:
     """Raise InputError if a mode needs given reasoning and no data set has any."""
-    if (needed := [mode for mode in modes if mode in GIVEN_MODES]) and not any((f / FILE).is_file() for f in folders):
+    if (needed := [mode for mode in modes if mode in GIVEN_MODES and mode != WRITTEN]) and not any(
+        (f / FILE).is_file() for f in folders
+    ):
         raise InputError(
             f"mode {needed[0]} needs a data set with {FILE} (lines of _id, split and reasoning beside queries.jsonl); "
             "none of the data sets has one"

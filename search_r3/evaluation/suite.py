@@ -19,11 +19,12 @@ from typing import Any
 from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, small
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.query_variants import ORIGINAL, check_kinds
+from search_r3.data.reasoning.reasoning_writer import ReasoningWriter
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.given_reasoning import FILE as REASONING_FILE
-from search_r3.evaluation.given_reasoning import UPPER_BOUNDS, GivenReasoning, check_reasoning_files
+from search_r3.evaluation.given_reasoning import UPPER_BOUNDS, WRITTEN, GivenReasoning, check_reasoning_files
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.records import finished_record, ignored_ids
@@ -94,6 +95,7 @@ def evaluate(
     ignore_identical_ids: bool | Sequence[str] = False,
     approval: CostApproval | None = None,
     show_progress: bool | None = None,
+    writer: ReasoningWriter | None = None,
     report: Callable[[str], None] | None = None,
     failed: Callable[[Failure], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -118,6 +120,7 @@ def evaluate(
         ignore_identical_ids: as in MTEB, ignore documents with the query's own id, on all data sets or on the named
             ones. Where queries find themselves because this is not set, every record, table and card says so.
         approval: who approves the cost of endpoints; by default, nothing above a system's limit is sent.
+        writer: writes the reasoning in mode "written".
         report: called with one line per pair, and before and after texts are sent to an endpoint.
         failed: called for each failed data set, system or pair; the others are still evaluated. Without it the first
             failure is raised.
@@ -178,7 +181,7 @@ def evaluate(
             for system in opened:
                 with _reporting(failed, system.name, name):
                     folder, _, used_split, _ = _locate(name, data_root, split)
-                    if (ready := _with_reasoning(system, folder, used_split)) is None:
+                    if (ready := _with_reasoning(system, folder, used_split, loaded[name], writer, report)) is None:
                         report(f"{name} {system.name}: skipped, as the data set has no {REASONING_FILE}")
                         continue
                     record, fresh = evaluate_system(
@@ -342,13 +345,28 @@ def _usual_paths(output: str | Path, dataset: str, system: System) -> ResultPath
     return ResultPaths(usual.run, usual.reasoning, variant_path(output, dataset, system.of, system.kind))
 
 
-def _with_reasoning(system: System, folder: Path, split: str) -> System | None:
-    """The system with the given reasoning of a data set's split, if its mode needs it; None if there is none."""
+def _with_reasoning(
+    system: System,
+    folder: Path,
+    split: str,
+    dataset: BeirDataset,
+    writer: ReasoningWriter | None,
+    report: Callable[[str], None],
+) -> System | None:
+    """The system with the given or written reasoning about a data set's queries, if its mode needs it; None if a data
+    set has none."""
     if isinstance(system, VariantSystem):
-        inner = _with_reasoning(system.system, folder, split)
+        inner = _with_reasoning(system.system, folder, split, dataset, writer, report)
         return None if inner is None else VariantSystem(inner, system.kind)
     if not (isinstance(system, SearchR3System) and system.needs_reasoning):
         return system
+    if system.mode == WRITTEN:
+        if writer is None:
+            raise InputError(f"mode {WRITTEN} needs a model that writes the reasoning; name one with --writer")
+        queries = {qid: dataset.queries[qid] for qid in dataset.qrels if qid in dataset.queries}
+        written = writer.write(list(queries.values()))
+        report(f"{dataset.name}: {written.line}")
+        return system.with_reasoning(GivenReasoning(dict(zip(queries, written.texts, strict=True)), writer.identity))
     given = GivenReasoning.of_split(folder, split)
     return None if given is None else system.with_reasoning(given)
 
@@ -416,7 +434,7 @@ def _reasoning(answers: Answers, system: System, files: ResultPaths) -> dict[str
     count = len(answers.reasoning)
     mean_tokens = sum(r["num_tokens"] for r in answers.reasoning) / count
     if "reasoning_hash" in system.identity:  # the model wrote none of it
-        own = not any("from" in r for r in answers.reasoning)
+        own = system.identity.get("writer") is None and not any("from" in r for r in answers.reasoning)
         return {"given_reasoning": {"own": own, "mean_tokens": mean_tokens}}
     return {
         "reasoning": {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from search_r3 import SearchR3
+from search_r3.data.reasoning.reasoning_writer import ReasoningWriter
+from search_r3.data.synthesis.writers import Reply, Usage
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
-from search_r3.evaluation.given_reasoning import GIVEN_MODES
 from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.shuffling import derangement
 from search_r3.evaluation.suite import evaluate, load_dataset, remarks
@@ -50,7 +51,7 @@ def run(tiny: SearchR3, data_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     return run
 
 
-@pytest.mark.parametrize("mode", GIVEN_MODES)
+@pytest.mark.parametrize("mode", ["given", "given.shuffled"])
 def test_queries_are_ranked_with_the_reasoning_of_their_set(run, tiny, data_root, tmp_path, mode: str) -> None:
     lines: list[str] = []
     (record,) = run(mode, report=lines.append)
@@ -102,6 +103,35 @@ def test_changed_queries_keep_their_reasoning_and_other_modes_need_none(run, tmp
     assert (given["system"], off["system"]) == ("m.given.upper", "m.off.upper")
     assert "reasoning_hash" in given["settings"]["identity"]
     assert "reasoning_hash" not in off["settings"]["identity"]
+
+
+class Echo:
+    """A writer that says what it is asked, and counts."""
+
+    name, batch, identity = "echo", 2, {"writer": "echo"}
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    def write(self, prompts):
+        self.usage.input += len(prompts)
+        return [Reply(f"about {prompt.user}") for prompt in prompts]
+
+
+def test_another_model_writes_the_reasoning_once(run, tiny, data_root: Path, tmp_path: Path) -> None:
+    writer, lines = ReasoningWriter(Echo(), tmp_path / "written"), []
+    (record,) = run("written", datasets=("nested/en",), writer=writer, report=lines.append)
+    assert record["system"] == "m.written"
+    assert record["settings"]["identity"]["writer"]["writer"] == "echo"
+    assert record["given_reasoning"]["own"] is False
+    assert lines[0].startswith("nested/en: writer echo: 3 of 3 queries written, 3 tokens read")
+    kept = read_gzip_lines(tmp_path / "results/runs/nested/en/m.written.reasoning.jsonl.gz")
+    queries = load_dataset("nested/en", None, data_root).queries
+    assert [json.loads(line)["text"] for line in kept] == [f"about Query: {text}" for text in queries.values()]
+    run("written", datasets=("nested/en",), writer=writer)
+    assert writer.writer.usage.input == 3
+    with pytest.raises(InputError, match="name one with --writer"):
+        run("written", datasets=("nested/en",))
 
 
 def test_a_set_whose_reasoning_states_the_answer_says_so(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
 STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
 MODE_LABELS = {"off": "direct", "on": "with reasoning", "latent": "in latent steps",
-               "given": "with given reasoning", "read": "reading",
+               "given": "with given reasoning", "written": "with another model's reasoning", "read": "reading",
                "read+on": "reading, with reasoning", "read-2": "reading twice"}  # fmt: skip
 TOLERANCE = 5e-6
 """A measure that differs from its metrics file by more than this comes from another run."""
