@@ -135,6 +135,8 @@ def evaluate(
     from search_r3.model.resolve import default_model
 
     if suite is not None:
+        if writer is not None:
+            raise InputError("--writer needs --system: a suite has no mode written")
         if yes or price is not None:
             raise InputError(
                 "--yes and --price need --system: for a suite, set token_limit and price in the system's file"

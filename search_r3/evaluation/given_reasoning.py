@@ -89,9 +89,8 @@ class GivenReasoning:
 
 def check_reasoning_files(modes: Sequence[str], folders: Sequence[Path]) -> None:
     """Raise InputError if a mode needs given reasoning and no data set has any."""
-    if (needed := [mode for mode in modes if mode in GIVEN_MODES and mode != WRITTEN]) and not any(
-        (f / FILE).is_file() for f in folders
-    ):
+    needed = [mode for mode in modes if mode in ("given", SHUFFLED)]
+    if needed and not any((folder / FILE).is_file() for folder in folders):
         raise InputError(
             f"mode {needed[0]} needs a data set with {FILE} (lines of _id, split and reasoning beside queries.jsonl); "
             "none of the data sets has one"
