@@ -416,8 +416,9 @@ def finish_run(run: Run) -> None:
     failure = run.learning.failure if run.complete else None
     if run.accelerator.is_main_process and run.complete:
         record = {"step": run.step, "best": run.best, "why": run.stop_reason or "all steps are done"}
-        record |= {"patience": run.config.patience} if run.stop_reason and not run.collapsed else {}
-        record |= {"collapsed": True} if run.stop_reason and run.collapsed else {}
+        if run.stop_reason is not None:
+            collapsed = run.stop_reason == run.collapsed
+            record |= {"collapsed": True} if collapsed else {"patience": run.config.patience}
         record |= {"failure": failure} if failure else {}
         atomic_write_text(run.output / "finished.json", json.dumps(record) + "\n")
     run.accelerator.wait_for_everyone()
