@@ -13,8 +13,9 @@ from search_r3.training_curves import PANELS
 TERMS = ("infonce", "triplet", "sft", "kl", "distillation", "infonce_query", "infonce_reasoning", "accuracy_query",
          "accuracy_reasoning", "rows_reasoning", "reward", "dcg_scaled", "dcg", "direct", "dcg_scaled_high", "dcg_high",
          "emission", "distinct", "zero_variance", "length", "entropy", "policy", "contrastive", "kl_reference",
-         "clip_low", "clip_high", "mean_age", "staleness_error")  # fmt: skip
-ENDINGS = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment", "reward", "reward_direct")
+         "clip_low", "clip_high", "mean_age", "staleness_error", "gain")  # fmt: skip
+ENDINGS = ("off", "on", "emission", "tokens", "distinct", "uniformity", "alignment", "reward", "reward_direct", "gain",
+           "given", "shuffled")  # fmt: skip
 
 
 def write_log(folder: Path, records: list[dict]) -> Path:
