@@ -59,8 +59,7 @@ class Panel:
 PANELS = (
     Panel("dev", "dev nDCG@10 (dashed: reasoning on)",
           dev={"off": "off", "on": "on", "latent": "latent", "read": "read"}),
-    Panel("words", "dev nDCG@10 with given reasoning (dashed: another query's)",
-          dev={"given": "given", "shuffled": "another query's"}),
+    Panel("words", "dev nDCG@10 (given; dashed: shuffled)", dev={"given": "given", "shuffled": "shuffled"}),
     Panel("loss", "loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet",
           "sft": "cross-entropy", "kl": "KL to the base", "distillation": "KL to the teacher",
           "self_teaching": "KL of changed queries", "view_distillation": "KL to the query with reasoning",
@@ -81,7 +80,7 @@ PANELS = (
                                            "direct": "direct"}),
     Panel("dev-reward", "dev live reward (dashed: direct)",
           dev={"reward": "with reasoning", "reward_direct": "direct"}),
-    Panel("gain", "reward minus that of the direct embedding", {"gain": "rollouts"}, dev={"gain": "held out"}),
+    Panel("gain", "gain over the direct reward", {"gain": "rollouts"}, dev={"gain": "held out"}),
     Panel("high-reward", "rollouts above 0.5", {"dcg_scaled_high": "DCG scaled", "dcg_high": "nDCG"}, share=True),
     Panel("emission", "rollouts", {"emission": "with the token", "distinct": "distinct",
                                    "zero_variance": "groups all equal"}, share=True),

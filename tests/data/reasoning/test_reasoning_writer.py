@@ -52,7 +52,7 @@ def test_what_was_written_before_a_failure_is_kept(tmp_path: Path) -> None:
 
 def test_a_wrong_writer_is_refused() -> None:
     with pytest.raises(InputError, match="expected endpoint:MODEL@URL"):
-        open_writer("endpoint:a@b@")
+        open_writer("endpoint:")
     with pytest.raises(InputError):
         open_writer("no-such-model")
 
