@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 MOST_LISTED = 200_000
 """Chunks up to which titles and paths are read; above, an overview has only the sizes."""
 MOST_FOLDERS, MOST_TYPES, HEADINGS = 12, 8, 3
-HEADING_WORDS = range(3, 11)
-QUESTION = re.compile(r"\?$|^(how|what|when|where|which|who|why|can|does|is)\b", re.IGNORECASE)
+HEADING_WORDS = range(4, 11)
+QUESTION = re.compile(r"\?$|^(how|when|where|which|why)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def overview_of(index: SearchIndex) -> Overview:
 
 
 def choose_headings(titles: Iterable[tuple[str, str]], count: int = HEADINGS) -> tuple[str, ...]:
-    """`count` headings of different documents, from (document, title of a chunk): questions first, then longer ones.
+    """`count` headings of different documents, from (document, title of a chunk): questions first.
 
-    A title is a path of headings ("Guide > Install"); the last one counts if it has 3 to 10 words and is not a path.
+    A title is a path of headings ("Guide > Install"); the last one counts if it has 4 to 10 words and is not a path.
     """
     found: dict[str, str] = {}
     for document, title in titles:

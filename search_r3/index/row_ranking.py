@@ -88,13 +88,19 @@ def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
 
 
 def _first_of_each_text(order: list[Ordered], equal: dict[str, list[Row]]) -> list[Ordered]:
+    """One entry for rows with the same text, where the best of them is: the row with the first id, whichever is best, so
+    that two searches show the same one."""
     equal.clear()
-    best: dict[str, Ordered] = {}
+    groups: dict[str, list[Ordered]] = {}
     for entry in order:
-        first = best.setdefault(" ".join(text_of(entry[0]).split()), entry)
-        if first is not entry:
-            equal.setdefault(first[0]["id"], []).append(entry[0])
-    return list(best.values())
+        groups.setdefault(" ".join(text_of(entry[0]).split()), []).append(entry)
+    best = []
+    for group in groups.values():
+        shown, *others = sorted((entry[0] for entry in group), key=lambda row: row["id"])
+        if others:
+            equal[shown["id"]] = others
+        best.append((shown, *group[0][1:]))
+    return best
 
 
 def text_of(row: Row) -> str:

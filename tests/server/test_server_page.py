@@ -367,9 +367,7 @@ def test_the_empty_page_says_what_is_indexed_and_offers_questions(open_page, tin
     with running(lambda: Loaded.of(tiny, SearchIndex.open(tmp_path / "notes.index"))) as server:
         page = open_page(server)
         page.locator("#examples button").first.wait_for()
-        assert (
-            page.locator("#indexed").text_content().startswith("notes.index: 4 documents in 4 passages, indexed since ")
-        )
+        assert page.locator("#indexed").text_content().startswith("notes.index: 4 documents in 4 passages, made on ")
         questions = page.locator("#examples button").all_text_contents()
         assert sorted(questions) == ["How to bake bread", "Trains to other countries", "What the license says"]
         assert page.locator("#folder option").all_text_contents() == ["all folders", "docs/ (2)", "src/ (2)"]

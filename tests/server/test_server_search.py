@@ -34,6 +34,23 @@ COLUMNS = {
 }
 
 
+def test_reasoning_that_is_remembered_says_what_it_once_took(served: Running) -> None:
+    body = {"query": "a question that no other test asks", "reasoning": 3}
+    first, again = (served.post("/v1/search", body).json for _ in range(2))
+    assert first["remembered_ms"] is None
+    assert again["remembered_ms"] > 0
+    assert again["reasoning"] == first["reasoning"]
+
+
+def test_a_search_is_explained_if_it_is_asked_for(served: Running) -> None:
+    found = served.post("/v1/search", {"query": "train to zxqv", "explain": True, "reasoning": False}).json
+    about = found["explanation"]
+    assert about["missing_words"] == ["zxqv"]
+    assert len(about["hits"]) == len(found["hits"])
+    hit, one = next((hit, one) for hit, one in zip(found["hits"], about["hits"], strict=True) if hit["id"] == "train")
+    assert [hit["text"][start:end] for start, end, whose in one["marks"] if whose == "question"] == ["train"]
+
+
 @pytest.mark.parametrize("reasoning", [True, False, 4])
 @pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
 def test_a_search_is_the_indexs_own(served: Running, tiny: SearchR3, mode: str, reasoning: bool | int) -> None:
@@ -45,6 +62,7 @@ def test_a_search_is_the_indexs_own(served: Running, tiny: SearchR3, mode: str, 
     for changing in ("timings",):
         found.pop(changing), expected.pop(changing)
     assert found.pop("model") == tiny.name
+    found.pop("remembered_ms")
     usage = found.pop("usage")
     trace = expected["reasoning"]
     assert usage["completion_tokens"] == (trace["num_tokens"] if trace else 0)

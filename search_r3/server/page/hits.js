@@ -82,11 +82,14 @@ function fill(place, text, marks, near) {
   }));
 }
 
+// A snippet with the lines of a paragraph joined; its length stays.
+const flowing = (text) => text.replace(/\n(?=[\p{Ll}\p{N}(])/gu, " ");
+
 function snippetOf(hit) {
   // The snippet with its marks, with ellipses where the passage goes on.
   const shown = element("p", "snippet"), { snippet_span: span, snippet_marks: marks } = hit.about;
   shown.dir = "auto";
-  fill(shown, hit.snippet, marks ?? hit.highlights, hit.near);
+  fill(shown, flowing(hit.snippet), marks ?? hit.highlights, hit.near);
   if (span?.[0] > 0) shown.prepend("… ");
   if (span?.[1] < Array.from(hit.text.trimEnd()).length) shown.append(" …");
   return shown;
@@ -123,7 +126,7 @@ export function sentencesOf(hit) {
   // The sentences of the snippet: [start, end] in code points.
   const found = [];
   let start = 0;
-  for (const { segment } of new Intl.Segmenter("en", { granularity: "sentence" }).segment(hit.snippet)) {
+  for (const { segment } of new Intl.Segmenter("en", { granularity: "sentence" }).segment(flowing(hit.snippet))) {
     const end = start + Array.from(segment).length;
     if (/\p{L}/u.test(segment)) found.push([start, end]);
     start = end;
@@ -190,5 +193,5 @@ export function sizes({ name, documents, chunks, created }) {
   // What is indexed, in one line.
   const day = created && new Date(created).toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" });
   const parts = [documents !== null && plural(documents, "document"), plural(chunks, "passage")].filter(Boolean);
-  return `${name}: ${parts.join(" in ")}${day ? `, indexed since ${day}` : ""}.`;
+  return `${name}: ${parts.join(" in ")}${day ? `, made on ${day}` : ""}.`;
 }
