@@ -88,8 +88,8 @@ def _first_of_each_document(order: list[Ordered]) -> list[Ordered]:
 
 
 def _first_of_each_text(order: list[Ordered], equal: dict[str, list[Row]]) -> list[Ordered]:
-    """One entry for rows with the same text, where the best of them is: the row with the first id, whichever is best, so
-    that two searches show the same one."""
+    """One entry for rows with the same text, in the place of the best of them. It is the row with the first id, so that
+    two searches show the same one."""
     equal.clear()
     groups: dict[str, list[Ordered]] = {}
     for entry in order:
