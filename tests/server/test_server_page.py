@@ -357,7 +357,7 @@ def test_a_search_by_words_only_reasons_nothing(open_page, site: Running) -> Non
 
 def test_the_empty_page_says_what_is_indexed_and_offers_questions(open_page, tiny, tmp_path) -> None:
     documents = [
-        SourceDocument(f"{folder}/{name}", title, "Text about it.", path=f"{folder}/{name}")
+        SourceDocument(f"{folder}/{name}", title, f"Text about {name}.", path=f"{folder}/{name}")
         for folder, name, title in [
             ("docs", "a.md", "Guide > How to bake bread"), ("docs", "b.md", "Guide > Trains to other countries"),
             ("src", "c.py", "c.py main"), ("src", "d.md", "What the license says"),
