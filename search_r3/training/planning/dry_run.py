@@ -38,6 +38,8 @@ from search_r3.training.planning import memory_estimate
 from search_r3.training.planning.architectures import Architecture, architecture_of, random_model
 from search_r3.training.planning.memory_estimate import Conditions, Part, Shape
 from search_r3.training.planning.peak_memory import peak_memory
+from search_r3.training.sft.contrastive import document_key
+from search_r3.training.sft.fixed_documents import FixedDocuments
 from search_r3.training.sft.in_batch_lm import CONVERSATION
 from search_r3.training.sft.sft_config import SFTConfig
 from search_r3.training.sft.sft_task import SFTTask
@@ -200,6 +202,8 @@ def conversations(config: SFTConfig | GRPOConfig, checkpoint: Checkpoint, gpus: 
         ),
         "query": Part(pairs, config.max_query_tokens + len(query.suffix), len(query.prefix), logits * pairs * given),
     }
+    if config.documents == "fixed":
+        del parts["document"]
     if with_reasoning:
         length = config.max_query_tokens + len(reasoning.suffix) + answer
         parts["reasoning"] = Part(with_reasoning, length, len(reasoning.prefix), logits * with_reasoning * answer)
@@ -346,7 +350,7 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
         pairs = config.global_batch_size if whole else min(config.global_batch_size, CPU_ROWS)
         teacher = str(folder / "made-up.rows.safetensors") if config.teacher else None
         return replace(
-            config, **common, mini_batch_size=chunk, global_batch_size=pairs, teacher=teacher, init_adapter=None,
+            config, **common, mini_batch_size=chunk, global_batch_size=pairs, teacher=teacher,
             batch_sampler="any", source_weights={}, self_reasoning_ratio=0.0, length_bucket=1,
         )  # fmt: skip
     queries, group = config.queries_per_step, config.num_generations
@@ -382,7 +386,17 @@ def _sft_task(config: SFTConfig, checkpoint: Checkpoint) -> SFTTask:
     ]
     if config.teacher:
         _write_teacher(Path(config.teacher), pairs)
-    return SFTTask(replace(config, reasoning_ratio=1.0 if with_reasoning else 0.0), checkpoint, pairs)
+    fixed = _made_up_documents(pairs, checkpoint.contract.dimension) if config.documents == "fixed" else None
+    return SFTTask(replace(config, reasoning_ratio=1.0 if with_reasoning else 0.0), checkpoint, pairs, fixed)
+
+
+def _made_up_documents(pairs: Sequence[TrainingPair], dimension: int) -> FixedDocuments:
+    """Random vectors for the pairs' documents, where those are fixed."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in (*pair.relevant, *pair.negatives)))
+    vector_ND = np.random.default_rng(0).normal(size=(len(texts), dimension)).astype(np.float32)
+    vector_ND /= np.linalg.norm(vector_ND, axis=1, keepdims=True)
+    keys = np.array([document_key(text) for text in texts], dtype=np.int64)
+    return FixedDocuments(vector_ND, keys, ("made-up", "made-up"))
 
 
 def _grpo_task(config: GRPOConfig, checkpoint: Checkpoint, folder: str) -> GRPOTask:

@@ -206,3 +206,11 @@ def test_peak_memory_counts_what_is_there_at_once_and_no_views():
             made = torch.zeros(1000) + 1  # the zeros go, the sum stays until the next one is there
             made.view(10, 100).add_(1)
     assert peak.bytes in (8000, 12_000)
+
+
+def test_fixed_documents_take_no_rows(write: Callable[..., Path]) -> None:
+    trained = dry_run("sft", write("sft", reasoning_ratio=0.0))
+    fixed = dry_run("sft", write("sft", reasoning_ratio=0.0, documents="fixed", init_adapter="never"))
+    assert trained["step"]["rows"] == 8
+    assert fixed["step"]["rows"] == 4
+    assert fixed["memory"]["peak"] < trained["memory"]["peak"]
