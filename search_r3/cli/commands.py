@@ -9,7 +9,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -178,7 +178,7 @@ def search(
     if mode is not Mode.text:
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
         loaded = load(name, device, dtype, engine)
-    cost = None
+    cost: dict[str, Any] | None = None
     if writer is not None:
         (reasoning_text,), cost = write_reasoning(writer, [query], device, dtype)
     with damage_explained(index):

@@ -227,7 +227,7 @@ def total_loss(
     )  # fmt: skip
     policy_loss, contrastive_loss = policy_weight * policy_term.loss, pair_weight * contrastive_term.loss
     loss = policy_loss + config.contrastive_weight * contrastive_loss
-    further = {}
+    further: dict[str, float] = {}
     if config.entropy_floor:
         lack = entropy_weight * entropy_term.loss
         loss, further = loss + config.entropy_weight * lack, {"entropy_lack": lack.item()}
