@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.index import run_search
+from search_r3.index import row_ranking
 from search_r3.index.backends.lance import lance_table
 from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.build.build_index import ONE_COMMIT, build_index
@@ -430,7 +430,7 @@ def test_both_lists_of_a_search_are_of_one_version(
 
 def test_all_rounds_of_a_search_are_of_one_version(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search_r3.index.backends.lance.lance_table.FOLLOW_WRITES", timedelta(0))
-    monkeypatch.setattr(run_search, "POOL", 4)
+    monkeypatch.setattr(row_ranking, "POOL", 4)
     long = "\n\n".join(f"{'whales ' * 200}{i}" for i in range(30))
     documents = [SourceDocument("d0", "", long, kind="text"), SourceDocument("d1", "", "whales and other fish")]
     build_index(tmp_path / "live", documents, model)

@@ -78,7 +78,12 @@ def _upper(values: Sequence[float]) -> float:
 
 
 def keep_floor(table: Any, backend: IndexBackend, model: Encoder) -> None:
-    """Measure the floor and record it in the table, unless about as many rows were there when that was done last."""
+    """Measure the floor and record it in the table, unless about as many rows were there when that was done last.
+
+    A model that embeds documents only, such as one that looks up vectors, leaves an index without a floor.
+    """
+    if not hasattr(model, "encode_query"):
+        return
     rows, kept = backend.count(), read_floor(table)
     if rows and (kept is None or abs(rows - kept.rows) > CHANGED * kept.rows):
         write_floor(table, FloorRecord(measure_floor(backend, model), rows))

@@ -78,7 +78,7 @@ def test_changed_texts_take_the_originals_places_and_answers_are_known_by_the_or
     assert all("WHAT IS" in text for text in texts_of(task, batch.parts["reasoning"], 0))
     assert all("letter " in text for text in texts_of(task, batch.parts["reasoning"], 0))  # the trace stays
     assert "changed" not in batch.parts
-    candidates = task._candidates(batch, torch.zeros(len(batch.documents), 32))
+    candidates = task._candidates(batch.documents, torch.zeros(len(batch.documents), 32))
     assert candidates.key_M.tolist() == [document_key(text) for text in plain.documents]
 
 
