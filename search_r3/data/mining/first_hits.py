@@ -7,7 +7,6 @@ nothing is filtered here; what training leaves out, the recipe says.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.data.mining.hard_negatives import BLOCK, Candidates, gather
+from search_r3.data.mining.hard_negatives import BLOCK, Candidates, gather, write_with_manifest
 from search_r3.data.mining.scorers import Report, Scorer
 from search_r3.data.mining.word_overlap import normalize
-from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
+from search_r3.data.pairs import TrainingPair, read_pairs
 from search_r3.data.shard_checkpoints import ShardCheckpoints
 from search_r3.errors import InputError
-from search_r3.files import atomic_write_text, sha256_of
+from search_r3.files import sha256_of
 from search_r3.ranking import top_k
 
 
@@ -86,20 +85,11 @@ def add_first_hits(
         if not any(line["hits"] for line in found):
             raise InputError(f"{source}: no query has a hit; add a corpus, or search with another retriever")
         texts = candidates.texts
-        write_pairs(
-            output,
-            (
-                replace(pair, passages=tuple(texts[j] for j in line["hits"]))
-                for pair, line in zip(pairs, found, strict=True)
-            ),
+        read = (
+            replace(pair, passages=tuple(texts[j] for j in line["hits"]))
+            for pair, line in zip(pairs, found, strict=True)
         )
-        manifest = {
-            "output": Path(output).name,
-            "sha256": sha256_of(output),
-            **_counts(pairs, candidates, found),
-            **record,
-        }
-        atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        manifest = write_with_manifest(output, read, {**_counts(pairs, candidates, found), **record})
         checkpoints.remove()
     return manifest
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -139,22 +139,20 @@ def mine_negatives(
                 "or add a corpus"
             )
         texts = candidates.texts
-        write_pairs(
-            output,
-            (
-                replace(pair, negatives=(*pair.negatives, *(texts[j] for j in line["negatives"])))
-                for pair, line in zip(pairs, found, strict=True)
-            ),
+        mined = (
+            replace(pair, negatives=(*pair.negatives, *(texts[j] for j in line["negatives"])))
+            for pair, line in zip(pairs, found, strict=True)
         )
-        manifest = {
-            "output": Path(output).name,
-            "sha256": sha256_of(output),
-            **counts,
-            "candidates": len(texts),
-            **record,
-        }
-        atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        manifest = write_with_manifest(output, mined, {**counts, "candidates": len(texts), **record})
         checkpoints.remove()
+    return manifest
+
+
+def write_with_manifest(output: str | Path, pairs: Iterable[TrainingPair], about: dict[str, Any]) -> dict[str, Any]:
+    """Write the pairs to `output`, and its name, its hash and `about` to OUTPUT.manifest.json; returns the manifest."""
+    write_pairs(output, pairs)
+    manifest = {"output": Path(output).name, "sha256": sha256_of(output), **about}
+    atomic_write_text(f"{output}.manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 
