@@ -136,11 +136,13 @@ def fixed_documents(config: Any, checkpoint: Checkpoint, pairs: Sequence[Trainin
     texts |= dict.fromkeys(document.full_text for pool in load_dev_pools(config) for document in pool.corpus.values())
     accelerator = start_processes()
     bf16 = resolve_mixed_precision(config.loop.mixed_precision, accelerator.device) == "bf16"
+    engine = config.documents_engine
     about = {"contract": model.contract.hash, "tokens": config.max_document_tokens, "bf16": bf16}
+    about |= {} if engine == "torch" else {"engine": engine}
 
     def load() -> SearchR3:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        return SearchR3(checkpoints.load(model.source, dtype=dtype, device=accelerator.device))
+        dtype = torch.bfloat16 if bf16 and engine == "torch" else torch.float32
+        return SearchR3(checkpoints.load(model.source, dtype=dtype, device=accelerator.device), engine)
 
     folder = Path(config.output) / "documents"
     for turn in (True, False):  # one process embeds, then the others read

@@ -8,6 +8,7 @@ from typing import Literal
 from search_r3.config import at_least, require
 from search_r3.data.query_variants import CASE_VARIANTS, check_shares
 from search_r3.errors import InputError
+from search_r3.model.engines.registry import engine_spec
 from search_r3.model.reading import MAX_PASSAGES
 from search_r3.training.config import LoopConfig, LoraSettings
 
@@ -72,6 +73,9 @@ class SFTConfig:
     corpora: list[str] = field(default_factory=list)
     """With `documents: fixed`, data sets (names or BEIR folders) whose documents are negatives as well; those of the
     pairs always are."""
+    documents_engine: str = "torch"
+    """With `documents: fixed`, the engine that embeds them: torch, in the precision of training, or int8, which is
+    faster on CPUs with VNNI or AMX (docs/engines.md)."""
     global_batch_size: int = 32
     """Pairs per batch, over all processes; each pair's negatives are the documents of the other pairs."""
     negatives_per_pair: int = 0
@@ -264,7 +268,10 @@ class SFTConfig:
         if self.documents == "trained":
             if self.corpora:
                 raise InputError("corpora are the negatives of documents: fixed; set that too, or remove them")
+            if self.documents_engine != "torch":
+                raise InputError("documents_engine embeds documents: fixed; set that too, or remove it")
             return
+        engine_spec(self.documents_engine).check()
         if not self.init_adapter:
             raise InputError("documents: fixed needs init_adapter, the adapter that embeds the documents")
         weights = self.weights

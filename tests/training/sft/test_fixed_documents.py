@@ -193,6 +193,23 @@ class TestRun:
         evaluations = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
         assert any("pool.off" in str(record) for record in evaluations)
 
+    def test_another_engine_embeds_the_documents_once(
+        self, recipe: Callable[..., Path], model: SearchR3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engines: list[str] = []
+        embed = SearchR3.encode_document
+
+        def seen(self: SearchR3, *args: Any, **options: Any) -> np.ndarray:
+            engines.append(self.engine_spec.name)
+            return embed(self, *args, **options)
+
+        monkeypatch.setattr(SearchR3, "encode_document", seen)
+        run = train_sft(recipe(documents_engine="int8")).parent
+        assert engines[0] == "int8"
+        quantized_ND = np.load(run / "documents" / "0.npy")
+        order = sorted(TEXTS, key=lambda text: -len(text))
+        assert (quantized_ND * model.encode_document(order)).sum(1).mean() > 0.98
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
@@ -202,6 +219,8 @@ class TestRun:
             ({"weights": {"in_batch_lm": 0.1}}, r"without weights\.in_batch_lm"),
             ({"fold_capitals": True}, "fold_capitals changes documents, which are fixed"),
             ({"documents": "trained", "corpora": ["scifact"]}, "corpora are the negatives of documents: fixed"),
+            ({"documents": "trained", "documents_engine": "int8"}, "documents_engine embeds documents: fixed"),
+            ({"documents_engine": "int4"}, "int4"),
             ({"documents": "frozen"}, "documents"),
         ],
     )
