@@ -224,7 +224,7 @@ def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint
 
 def _load_documents(folder: Path, record: dict[str, Any], contract: Contract, dtype: Any, device: Any) -> Checkpoint:
     """The checkpoint that embeds the documents of the query adapter in `folder`."""
-    place = _find_documents(folder, record)
+    place = find_documents(folder, record)
     found = read_record(resolve(place))
     if found is not None and found["contract"].get("query_weights"):
         raise InputError(f"{folder / CONTRACT_FILE} names {place} for documents, itself a query adapter; it is damaged")
@@ -237,8 +237,12 @@ def _load_documents(folder: Path, record: dict[str, Any], contract: Contract, dt
     return documents
 
 
-def _find_documents(folder: Path, record: dict[str, Any]) -> str | Path:
-    """What to load for a query adapter's documents: a folder as recorded or beside the adapter, or a name."""
+def find_documents(folder: Path, record: dict[str, Any]) -> str | Path:
+    """What to load for the documents of the query adapter in `folder`: a folder as recorded or beside it, or a name.
+
+    Raises:
+        InputError: its record does not name it, or it is not found.
+    """
     try:
         name, source = (str(record["documents"][key]) for key in ("name", "source"))
     except (KeyError, TypeError) as error:

@@ -129,7 +129,7 @@ class RolloutCollector:
             embeddings.reshape(-1, encoder.dimension),
             torch.arange(len(groups)).repeat_interleave(config.num_generations),
             [group.query.grades for group in groups],
-            encode_rows(encoder, self.documents, config.max_document_tokens),
+            encode_rows(encoder, self.documents, config.max_document_tokens, environment.corpus),
             step,
             emitted_R=torch.tensor(reasoned, dtype=torch.bool),
             queries=[group.query.text for group in groups],

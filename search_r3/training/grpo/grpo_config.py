@@ -65,7 +65,8 @@ class GRPOConfig:
     """A stage 2 recipe."""
 
     adapter: str
-    """The stage 1 adapter to start from, a name in `models/` or a folder. It is also the reference policy."""
+    """The stage 1 adapter to start from, a name in `models/` or a folder. It is also the reference policy. From a query
+    adapter, a query adapter is trained: documents are encoded once, and never refreshed."""
     queries: list[QuerySet]
     """The queries to train on."""
     corpus: list[Source]

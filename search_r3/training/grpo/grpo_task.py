@@ -41,6 +41,8 @@ FORMAT = 2
 class GRPOTask:
     """Stage 2 as the loop sees it.
 
+    From a query adapter it trains a query adapter: documents are encoded once, by their own model, and never again.
+
     Args:
         config: the recipe.
         checkpoint: the stage 1 adapter merged into its base, in float32, without a new adapter yet.
@@ -184,7 +186,11 @@ class GRPOTask:
     def save(self, folder: Path) -> None:
         """Write stage 1's adapter and this one as one adapter of the original base, and its contract."""
         self.saved.model = self.policy.saved_model
-        checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder)
+        contract, documents = self.checkpoint.contract, self.checkpoint.documents
+        if documents is None:
+            checkpoints.save_adapter(self.saved, contract, folder)
+        else:
+            checkpoints.save_query_adapter(self.saved, contract, (documents.name, documents.source), folder)
 
 
 def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
@@ -200,7 +206,7 @@ def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
             f"{name} has no contract ({checkpoints.CONTRACT_FILE}), so it is not a stage 1 adapter; give the `adapter` "
             "folder of a run of search-r3 train sft"
         )
-    if record["kind"] != "adapter":
+    if record["kind"] not in ("adapter", "query_adapter"):
         raise InputError(f"{name} is a {record['kind']} model; give the stage 1 adapter that it was made from")
     return checkpoints.load(name, dtype=torch.float32), folder
 

@@ -84,10 +84,11 @@ class LiveEnvironment:
         if not is_due(step, config.staleness_eval_every, config.steps_per_generation):
             return
         texts = [query.text for query in queries]
-        result = self.open(encoder).evaluate_staleness(
+        environment = self.open(encoder)
+        result = environment.evaluate_staleness(
             encoder.encode_query(texts, reasoning=False, show_progress_bar=False),
             [query.grades for query in queries],
-            encode_rows(encoder, self.dataset.documents, config.max_document_tokens),
+            encode_rows(encoder, self.dataset.documents, config.max_document_tokens, environment.corpus),
             step,
             queries=texts,
             random_rows=config.staleness_eval_rows,

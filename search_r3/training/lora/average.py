@@ -20,7 +20,14 @@ from torch import Tensor
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
-from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_record, save_adapter
+from search_r3.model.checkpoint import (
+    ADAPTER_FILE,
+    CONTRACT_FILE,
+    find_documents,
+    read_record,
+    save_adapter,
+    save_query_adapter,
+)
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.model.searchr3 import SearchR3
@@ -28,7 +35,7 @@ from search_r3.training.lora.concatenation import CONFIG_FILE, A, B, read_settin
 
 TOKEN_ROWS = "trainable_tokens_delta"
 """Part of the names of trained rows of the embedding matrix: PEFT saves the rows themselves, not what they add."""
-OWN_FIELDS = ("base", "adapter_weights", "format")
+OWN_FIELDS = ("base", "adapter_weights", "query_weights", "format")
 """Fields of a contract in which adapters may differ: a name, what is averaged, and the record's version."""
 
 
@@ -41,6 +48,11 @@ class Adapter:
     record: dict[str, Any]
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def is_for_queries(self) -> bool:
+        """Whether it is a query adapter."""
+        return bool(self.contract.query_weights)
 
     @property
     def layers(self) -> set[str]:
@@ -80,6 +92,9 @@ def average_adapters(
 ) -> Averaged:
     """Write the average of adapters to the new folder `into`, with its contract and golden vectors.
 
+    With query adapters among them it is a query adapter of their documents. The adapter that embeds these documents may
+    then be averaged too, which makes queries more robust outside the training distribution (WiSE-FT, arXiv 2109.01903).
+
     Args:
         names: adapters of one base, that embed by one contract; their ranks may differ.
         weights: one for each, above 0; they are divided by their sum. By default all weigh the same.
@@ -99,7 +114,7 @@ def average_adapters(
         raise InputError(
             f"rank is {rank}; expected from 1 to {sum(ranks)}, the sum of the adapters' ranks, where it is exact"
         )
-    first = adapters[0]
+    first = _leading(adapters)
     resolve(first.contract.base)  # before anything is computed: the golden vectors need it
     scale = scale_of(first.settings)
     tensors, kept = average_tensors(
@@ -110,7 +125,7 @@ def average_adapters(
     )
     settings = first.settings | {"r": rank, "lora_alpha": scale * rank}
     with atomic_path(into) as scratch:
-        save_adapter(_Written(tensors, settings), first.contract, scratch, **_record(adapters, shares))
+        _save(_Written(tensors, settings), first, scratch, _record(adapters, shares))
         SearchR3.from_pretrained(scratch, device="cpu").write_golden(scratch)
     return Averaged(into, shares, rank, sum(ranks), kept)
 
@@ -128,8 +143,10 @@ def read_adapters(names: Sequence[str | Path]) -> list[Adapter]:
         if folder.resolve() in [other.resolve() for other in folders[:number]]:
             raise InputError(f"{names[number]} is given twice; to let it count more, use --weights")
     adapters = [_read(folder) for folder in folders]
-    for adapter in adapters[1:]:
-        _check_fits(adapters[0], adapter)
+    first = _leading(adapters)
+    for adapter in adapters:
+        if adapter is not first:
+            _check_fits(first, adapter)
     return adapters
 
 
@@ -205,11 +222,11 @@ def _read(folder: Path) -> Adapter:
     record = read_record(folder)
     if record is None:
         raise InputError(f"{folder} has no contract ({CONTRACT_FILE}), so it is not a Search-R3 adapter")
-    if record["kind"] != "adapter":
+    if record["kind"] not in ("adapter", "query_adapter"):
         raise InputError(f"{folder} is a model of kind {record['kind']}; give the adapter that it was made from")
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
     settings = read_settings(folder, "averaged")
-    if weights_sha256(folder, ADAPTER_FILE) != contract.adapter_weights:
+    if weights_sha256(folder, ADAPTER_FILE) != (contract.query_weights or contract.adapter_weights):
         raise InputError(f"{folder}: the adapter's weights do not match the contract; download or train it again")
     try:
         tensors = load_file(folder / ADAPTER_FILE)
@@ -224,6 +241,19 @@ def _read(folder: Path) -> Adapter:
     return adapter
 
 
+def _leading(adapters: Sequence[Adapter]) -> Adapter:
+    """The adapter whose contract the average gets: the first query adapter, or the first adapter."""
+    return next((adapter for adapter in adapters if adapter.is_for_queries), adapters[0])
+
+
+def _save(model: _Written, first: Adapter, folder: Path, more: dict[str, Any]) -> None:
+    if not first.is_for_queries:
+        save_adapter(model, first.contract, folder, **more)
+        return
+    documents = first.record["documents"]["name"], str(find_documents(first.folder, first.record))
+    save_query_adapter(model, first.contract, documents, folder, **more)
+
+
 def _check_fits(first: Adapter, other: Adapter) -> None:
     """Raise InputError unless both can be averaged."""
     if other.contract.base_weights != first.contract.base_weights:
@@ -232,6 +262,14 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
             f"{other.folder} has another base ({bases[0]}) than {first.folder} ({bases[1]}); only adapters of one base "
             "can be averaged"
         )
+    if first.is_for_queries and other.contract.document_space != first.contract.document_space:
+        raise InputError(
+            f"{other.folder} belongs to other documents than the query adapter {first.folder}; only query adapters of "
+            "one document space, and the adapter that embeds its documents, can be averaged"
+        )
+    if first.is_for_queries and not other.is_for_queries:
+        _check_same_shape(first, other)
+        return
     mine, theirs = (one.contract.to_dict() for one in (first, other))
     for name in sorted(mine.keys() | theirs.keys()):
         if name not in OWN_FIELDS and mine.get(name) != theirs.get(name):
@@ -239,6 +277,11 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
                 f"{other.folder} embeds with another {name} than {first.folder}, so their weights do not belong "
                 "together; only adapters with one contract can be averaged"
             )
+    _check_same_shape(first, other)
+
+
+def _check_same_shape(first: Adapter, other: Adapter) -> None:
+    """Raise InputError unless both adapt the same layers and rows."""
     for what, one, two in (
         ("adapts other layers", first.layers, other.layers),
         ("trained other rows", first.rows, other.rows),

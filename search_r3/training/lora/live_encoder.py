@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from search_r3.environment.live_corpus import Corpus, LiveCorpus
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3
 from search_r3.training.distributed import sharding
@@ -30,7 +31,7 @@ class LiveEncoder:
 
     Args:
         policy: the model that is trained.
-        checkpoint: provides the tokenizer and the contract.
+        checkpoint: provides the tokenizer, the contract and, of a query adapter, the model that embeds documents.
         dtype: the dtype of the copy, or a `mixed_precision` setting that is resolved for the policy's device at the
             first `sync`.
     """
@@ -57,8 +58,10 @@ class LiveEncoder:
             with torch.no_grad():
                 model = copy.deepcopy(self.policy.model).merge_and_unload()
             model = model.to(self._dtype_on(device)).eval().requires_grad_(False)
-        now = self.checkpoint
-        self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path))
+        now, documents = self.checkpoint, self.checkpoint.documents
+        if documents is not None:
+            documents.model = documents.model.to(device=device, dtype=self._dtype_on(device))
+        self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path, documents))
         return self._copy
 
     def _from_shards(self, device: torch.device) -> Any:
@@ -89,8 +92,17 @@ class LiveEncoder:
         return torch.bfloat16 if resolve_mixed_precision(self.dtype, device) == "bf16" else torch.float32
 
 
-def encode_rows(encoder: SearchR3, documents: Sequence[str], max_tokens: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from row numbers to the embeddings of those documents, with the encoder's current weights."""
+def encode_rows(
+    encoder: SearchR3, documents: Sequence[str], max_tokens: int, corpus: Corpus | None = None
+) -> Callable[[np.ndarray], Any]:
+    """A function from row numbers to the embeddings of those documents, with the encoder's current weights.
+
+    Args:
+        corpus: holds the documents' embeddings. If the encoder is a query adapter, whose documents do not change, they
+            are read from it (unless it is sharded, where reading rows is a collective).
+    """
+    if isinstance(corpus, LiveCorpus) and encoder.documents is not encoder:
+        return corpus.vectors
 
     def encode(rows: np.ndarray) -> np.ndarray:
         return encoder.encode_document(

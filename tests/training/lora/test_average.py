@@ -248,3 +248,37 @@ def test_the_command_refuses_bad_options_before_it_writes(pair, tmp_path, capsys
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "soup").exists()
+
+
+class TestQueryAdapters:
+    @pytest.fixture
+    def query_adapters(self, pair: list[Path], tmp_path: Path) -> list[Path]:
+        """Two query adapters for the documents of the first adapter, with the weights of both adapters."""
+        made = []
+        for number, folder in enumerate(pair):
+            loaded = checkpoints.load(folder, dtype=torch.float32, merge=False)
+            contract = checkpoints.load(pair[0], dtype=torch.float32).contract
+            made.append(tmp_path / f"queries-{number}")
+            checkpoints.save_query_adapter(loaded.model, contract, ("a", str(pair[0])), made[-1])
+        return made
+
+    def test_their_average_is_a_query_adapter_of_the_same_documents(self, pair, query_adapters, tmp_path):
+        average_adapters(query_adapters, tmp_path / "soup")
+        average_adapters(pair, tmp_path / "plain")
+        folders = tmp_path / "soup", tmp_path / "plain", pair[0]
+        soup, plain, first = (SearchR3.from_pretrained(folder, device="cpu") for folder in folders)
+        assert soup.contract.query_weights
+        assert soup.contract.document_space == first.contract.document_space
+        assert np.array_equal(soup.encode_document(TEXTS), first.encode_document(TEXTS))
+        expected = plain.encode_query(TEXTS, reasoning=False)
+        assert np.allclose(soup.encode_query(TEXTS, reasoning=False), expected, atol=1e-6)
+
+    def test_the_adapter_of_their_documents_may_be_averaged_too(self, pair, query_adapters, tmp_path):
+        average_adapters([pair[0], query_adapters[1]], tmp_path / "soup", weights=[1, 3])
+        average_adapters(query_adapters, tmp_path / "same", weights=[1, 3])
+        soup, same = (SearchR3.from_pretrained(tmp_path / name, device="cpu") for name in ("soup", "same"))
+        assert soup.contract.query_weights == same.contract.query_weights
+
+    def test_one_of_other_documents_is_refused(self, pair, query_adapters, tmp_path):
+        with pytest.raises(InputError, match="belongs to other documents than the query adapter"):
+            average_adapters([query_adapters[0], pair[1]], tmp_path / "soup")
