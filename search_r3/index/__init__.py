@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from search_r3.index.readers.reader_registry import register_reader
     from search_r3.index.run_search import Hit, ReadPassage, ReasoningTrace, SearchResult, Timings
     from search_r3.index.search_index import DocumentPage, ListedDocument, SearchIndex
-    from search_r3.index.source_document import Skipped, SourceDocument
+    from search_r3.index.source_document import Heading, Page, Skipped, SourceDocument
 
 if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(name) is None]:
     raise InputError(
@@ -50,7 +50,7 @@ _MODULES = {
     "readers.reader_registry": "register_reader",
     "readers.path_source": "open_source summarize_skipped",
     "run_search": "Hit ReadPassage ReasoningTrace SearchResult Timings",
-    "source_document": "Skipped SourceDocument",
+    "source_document": "Heading Page Skipped SourceDocument",
     "backends.index_backend": "IndexBackend",
     "index_info": "ApproximateIndex IndexInfo",
     "search_index": "DocumentPage ListedDocument SearchIndex",
@@ -73,11 +73,13 @@ __all__ = [
     "DocumentPage",
     "DocumentReader",
     "Encoder",
+    "Heading",
     "Hit",
     "IndexBackend",
     "IndexInfo",
     "IndexReport",
     "ListedDocument",
+    "Page",
     "ReadPassage",
     "ReasoningTrace",
     "SearchIndex",

@@ -232,6 +232,19 @@ def test_what_fits_badly_is_said_and_equal_passages_are_one_hit(open_page, site:
     assert page.locator("#absent").text_content() == ""
 
 
+def test_a_hit_of_a_file_with_pages_shows_its_page(open_page, site: Running) -> None:
+    page = open_page(site)
+    paged = {"path": "report.pdf", "start_line": 0, "end_line": 0, "snippet_line": 0, "metadata": {"page": 12}}
+    found = [hit("a") | paged, hit("b") | paged | {"path": "corpus.jsonl"}]
+    give(page, found, found, explanation=explain({}, {}))
+    ask(page, "a")
+    done(page)
+    first, second = page.locator("#one li").all_text_contents()
+    assert "report.pdf, page 12" in first
+    assert "corpus.jsonl" in second
+    assert "page 12" not in second
+
+
 def test_marks_tell_the_words_of_the_question_from_those_of_the_reasoning(open_page, site: Running) -> None:
     page = open_page(site)
     found = hit("a") | {"text": "Before. 🚂 trains and rails. After.", "snippet": "🚂 trains and rails."}

@@ -7,6 +7,7 @@ model is split (`text_splitting`). Sections are contiguous, so by construction n
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -117,11 +118,18 @@ def chunk_document(
     for number, (title, piece) in enumerate(pieces, start=1):
         text, above, below = trimmed(piece.text)
         start, end = document.line + piece.start + above, document.line + piece.end - 1 - below
-        if document.kind == "record":  # lines inside a JSON string or a CSV cell are not lines of the file
+        if document.kind == "record" or not document.line:  # lines of a JSON string or a PDF are not lines of the file
             start = end = document.line
         name = chunk_id(document.id, number, len(pieces))
-        chunks.append(Chunk(name, document.id, title, text, document.metadata, document.path, start, end))
+        metadata = document.metadata | _page_of(document, piece.start + above)
+        chunks.append(Chunk(name, document.id, title, text, metadata, document.path, start, end))
     return chunks
+
+
+def _page_of(document: SourceDocument, line: int) -> dict[str, Scalar]:
+    """The metadata field with the number of the page that has this line of the text; none without pages."""
+    after = bisect.bisect_right(document.pages, line, key=lambda page: page.line)
+    return {document.pages[after - 1].field: document.pages[after - 1].number} if after else {}
 
 
 def content_of(title: str, text: str) -> str:

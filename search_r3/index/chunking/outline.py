@@ -39,7 +39,11 @@ class Section:
 
 
 def outline(document: SourceDocument, lines: list[str]) -> Section:
-    """The tree of sections over all of `lines`; a single section for kinds without headings or definitions."""
+    """The tree of sections over all of `lines`, by the document's own headings or those of its kind; a single section
+    for kinds without headings or definitions."""
+    if document.headings:
+        given = ((heading.line, heading.line + 1, heading.level, heading.title) for heading in document.headings)
+        return _heading_tree(given, document.title, len(lines))
     if document.kind == "markdown":
         return _heading_tree(_markdown_headings(lines), document.title, len(lines))
     if document.kind == "rst":

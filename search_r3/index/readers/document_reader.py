@@ -15,7 +15,7 @@ from typing import ClassVar
 from search_r3.errors import InputError
 from search_r3.files import wide_encoding
 from search_r3.index.readers.csv_file import Misfits
-from search_r3.index.source_document import Kind, Scalar, Skipped, SourceDocument
+from search_r3.index.source_document import Heading, Kind, Page, Scalar, Skipped, SourceDocument
 
 MAX_FILE_BYTES = 10_000_000
 
@@ -61,6 +61,7 @@ class DocumentReader(ABC):
             have their own ids, sets the format's name instead, such as "csv"; such a file is read only when it is
             indexed by its own path, not inside a folder. (How documents are cut into chunks is the `kind` of
             `SourceFile.document`.)
+        size_factor: how many times larger its files may be than text files: most of a PDF is pictures.
         folder_file: a folder that has a file of this name is read as just that file (BEIR's "corpus.jsonl").
     """
 
@@ -68,6 +69,7 @@ class DocumentReader(ABC):
     names: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = "file"
     folder_file: ClassVar[str] = ""
+    size_factor: ClassVar[int] = 1
 
     @abstractmethod
     def read(self, file: SourceFile) -> Iterable[SourceDocument]:
@@ -113,17 +115,31 @@ class SourceFile:
         metadata: dict[str, Scalar] | None = None,
         line: int = 1,
         kind: Kind = "text",
+        headings: Iterable[Heading] = (),
+        pages: Iterable[Page] = (),
     ) -> SourceDocument:
         """A document of this file.
 
         Args:
             part: distinguishes it from the file's other documents; the id is the file's name, "/" and this.
             title: the file's name by default.
-            line: line of the file where the text begins, from 1.
+            line: line of the file where the text begins, from 1; 0 where lines of `text` are not lines of the file.
             kind: how the document is cut into chunks.
+            headings: which lines of `text` are headings, for files whose markup says so but is not in the text.
+            pages: at which lines of `text` pages begin; each chunk gets the number of its page as metadata.
         """
         identifier = f"{self.name}/{part}" if part else self.name
-        return SourceDocument(identifier, title or self.name, text, dict(metadata or {}), self.name, line, kind)
+        return SourceDocument(
+            identifier,
+            title or self.name,
+            text,
+            dict(metadata or {}),
+            self.name,
+            line,
+            kind,
+            headings=tuple(headings),
+            pages=tuple(pages),
+        )
 
     def data(self) -> bytes:
         """The file's bytes.

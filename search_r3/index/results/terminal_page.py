@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.text import Text
 
 from search_r3.index.results.explanation import HitExplanation
+from search_r3.index.results.places import place_of
 from search_r3.index.run_search import Hit, ReadPassage, SearchResult
 
 SHOWN = 72
@@ -68,16 +69,15 @@ def print_result(
 
 
 def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
-    """Title, file and line, and the scores; a title that is the file's path is not printed twice."""
+    """Title, file with line or page, and the scores; a title that is the file's path is not printed twice."""
     title, path = _one_line(hit.title or hit.document), _one_line(hit.path)
     head = Text()
     if not path or title != path:
         head.append(title, style="bold")
     if path:
-        line = f":{hit.snippet_line}" if hit.snippet_line else ""  # records of JSONL and CSV have no lines
         file = find_file(hit.path)
         link = Style(color="cyan", bold=not head, link=file.as_uri() if file is not None else None)
-        head.append("  " if head else "").append(f"{path}{line}", style=link)
+        head.append("  " if head else "").append(place_of(path, hit.snippet_line, hit.metadata), style=link)
     scores = ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
     return head.append(f"  {scores}", style="dim")
 

@@ -102,7 +102,7 @@ function passageOf(hit) {
   text.tabIndex = 0;
   fill(text, hit.text, hit.about.marks ?? []);
   shown.append(text);
-  const place = hit.path && (hit.start_line > 0 ? `${hit.path}:${hit.start_line}-${hit.end_line}` : hit.path);
+  const place = hit.path && (hit.start_line > 0 ? `${hit.path}:${hit.start_line}-${hit.end_line}` : pageOf(hit));
   if (place && navigator.clipboard) {
     const copy = element("button", "copy", `Copy ${place}`);
     copy.type = "button";
@@ -118,7 +118,7 @@ function sameOf(hit) {
   if (!same.length) return null;
   const made = element("details", "same");
   made.append(element("summary", "", `+${plural(same.length, "document")} with the same text`));
-  for (const one of same) made.append(element("p", "place", one.path ? `${one.path}:${one.start_line}` : one.document));
+  for (const one of same) made.append(element("p", "place", one.path ? one.path + (one.start_line > 0 ? `:${one.start_line}` : "") : one.document));
   return made;
 }
 
@@ -134,7 +134,15 @@ export function sentencesOf(hit) {
   return found;
 }
 
-const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.snippet_line}` : hit.path) : hit.title && hit.id);
+const RECORDS = /\.(jsonl|ndjson|csv|tsv|parquet)$/i;
+
+function pageOf(hit) {
+  // "report.pdf, page 12"; only the file where it has no pages, or "page" is a field of the user's own records.
+  const field = ["page", "slide", "cell"].find((name) => Number.isInteger(hit.metadata?.[name]));
+  return field && !RECORDS.test(hit.path) ? `${hit.path}, ${field} ${hit.metadata[field]}` : hit.path;
+}
+
+const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.snippet_line}` : pageOf(hit)) : hit.title && hit.id);
 
 function item(row, name) {
   // One row of a list; its title opens and closes the passage.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from search_r3.index.chunking.chunker import chunk_document, size
 from search_r3.index.results.query_words import composed
-from search_r3.index.source_document import SourceDocument
+from search_r3.index.source_document import Heading, Page, SourceDocument
 
 KINDS = ["record", "markdown", "rst", "python", "code", "text"]
 
@@ -138,3 +138,17 @@ def test_front_matter_goes_with_the_text():
     paragraph = " ".join(f"The treasurer writes name {i} in the ledger of the club." for i in range(19))
     found = chunks(f"---\ntitle: Joining the rowing club\ndate: 2026-11-29\n---\n\n{paragraph}\n", "markdown", 160, 320)
     assert len(found) == 1
+
+
+def test_given_headings_and_pages_reach_the_chunks():
+    text = "One\n\n" + "first words " * 10 + "\n\nTwo\n\n" + "second words " * 10
+    document = SourceDocument(
+        "a.pdf", "a.pdf", text, {"author": "Ada"}, "a.pdf", 0, "text",
+        headings=(Heading(0, 1, "One"), Heading(4, 2, "Two")), pages=(Page(0, 7), Page(6, 8)),
+    )  # fmt: skip
+    found = chunk_document(document, target_words=22, max_words=60)
+    assert [(c.title, c.metadata, c.start_line, c.end_line) for c in found] == [
+        ("One", {"author": "Ada", "page": 7}, 0, 0), ("One > Two", {"author": "Ada", "page": 7}, 0, 0)
+    ]  # fmt: skip
+    (whole,) = chunk_document(document)
+    assert whole.metadata["page"] == 7

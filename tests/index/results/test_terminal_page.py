@@ -103,3 +103,8 @@ def test_weak_hits_missing_words_and_equal_passages_are_said():
     assert "words 5.8  weak\n" in page
     assert "   +5 documents with the same text: v.md, w.md, x.md, y.md, ...\n" in page
     assert "   +1 document with the same text: v.md\n" in page
+
+
+def test_a_hit_of_a_file_with_pages_has_its_page():
+    found = hit(path="report.pdf", title="Baking", snippet_line=0, metadata={"page": 12})
+    assert "Baking  report.pdf, page 12  cosine" in printed(found)
