@@ -12,8 +12,26 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.index.readers import record_readers, text_readers
 from search_r3.index.readers.document_reader import DocumentReader
+from search_r3.index.readers.epub_reader import EpubReader
+from search_r3.index.readers.html_reader import HtmlReader
+from search_r3.index.readers.mail_reader import MailboxReader, MailReader
+from search_r3.index.readers.notebook_reader import NotebookReader
+from search_r3.index.readers.office_readers import DocxReader, PptxReader
+from search_r3.index.readers.pdf_reader import PdfReader
 from search_r3.plugins import Registry
 
+OURS: tuple[DocumentReader, ...] = (
+    *record_readers.READERS,
+    *text_readers.READERS,
+    PdfReader(),
+    HtmlReader(),
+    DocxReader(),
+    PptxReader(),
+    EpubReader(),
+    MailReader(),
+    MailboxReader(),
+    NotebookReader(),
+)
 _registered: list[DocumentReader] = []
 
 
@@ -28,7 +46,7 @@ def register_reader(reader: DocumentReader) -> None:
 
 def readers() -> list[DocumentReader]:
     """All readers in order of precedence: registered ones, other packages', ours."""
-    return [*_registered, *plugin_readers(), *record_readers.READERS, *text_readers.READERS]
+    return [*_registered, *plugin_readers(), *OURS]
 
 
 def reader_of(path: Path) -> DocumentReader | None:

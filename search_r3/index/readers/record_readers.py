@@ -1,10 +1,11 @@
-"""Readers of files of records: JSONL, CSV and the like, and the corpus of a BEIR folder.
+"""Readers of files of records: JSONL, CSV, Parquet, and the corpus of a BEIR folder.
 
 They are strict: a malformed line is an error that names it, since the user wrote the file for this purpose.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +78,51 @@ class CsvReader(DocumentReader):
             yield SourceDocument(identifier, title, text, row, file.name, 0, record=line)
 
 
+class ParquetReader(DocumentReader):
+    """A Parquet file with the columns of a JSONL file, read by pyarrow, a batch of rows at a time."""
+
+    suffixes = (".parquet",)
+    kind = "parquet"
+
+    def read(self, file: SourceFile) -> Iterator[SourceDocument]:
+        import pyarrow
+        import pyarrow.parquet
+
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(file.path) as table:
+                for batch in table.iter_batches(PARQUET_ROWS):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield _parquet_row(file, number, value)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{file.path}: not a Parquet file that can be read ({error}); write it again") from error
+
+
+def _parquet_row(file: SourceFile, number: int, value: dict[str, Any]) -> SourceDocument:
+    place = f"{file.path}, row {number}"
+    key = next((name for name in ("id", "_id") if name in value), None)
+    identifier = value.get(key) if key else None
+    if type(identifier) not in (str, int) or not str(identifier).strip():
+        raise InputError(f'{place}: the column "id" (or "_id") has {identifier!r}; give each row a string or a number')
+    title, text = value.get("title") or "", value.get("text") or ""
+    if not (isinstance(title, str) and isinstance(text, str) and (title.strip() or text.strip())):
+        raise InputError(f'{place}: the column "text" is missing, empty or not text; fill it or remove this row')
+    rest = {name: _plain(item) for name, item in value.items() if name not in {key, "title", "text"}}
+    return SourceDocument(str(identifier), title, text, flat_metadata(rest), file.name, 0, record=number)
+
+
+def _plain(value: Any) -> Any:
+    """A value of Arrow as JSON has it: dates in ISO 8601, decimals and bytes as text."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
 def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
     """Metadata as name -> scalar. Nulls are left out, the fields of an object named "metadata" are included (BEIR keeps
     a document's fields there), and any other list or object becomes JSON text, so that `tags LIKE '%"rust"%'` works."""
@@ -91,6 +137,8 @@ def flat_metadata(value: dict[str, Any]) -> dict[str, Scalar]:
     return flat
 
 
+PARQUET_ROWS = 256
+"""Rows of a Parquet file that are in memory at a time."""
 TABLE = CsvReader()
 """Also reads files of any name for which a delimiter is given."""
-READERS = (JsonlReader(), TABLE, BeirReader())
+READERS = (JsonlReader(), TABLE, ParquetReader(), BeirReader())

@@ -1,8 +1,11 @@
 """Sources in: what is read, what is refused with its place, and what a folder skips."""
 
+import datetime
 import json
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from search_r3.data.io.jsonl import read_jsonl
@@ -205,3 +208,32 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 def test_one_file_of_any_name_is_read_as_text(tmp_path):
     (document,) = open_source(write(tmp_path / "notes.weird", "\ufeffhello"))
     assert (document.id, document.text, document.kind) == ("notes.weird", "hello", "text")
+
+
+def test_parquet_has_the_columns_of_jsonl(tmp_path):
+    day = datetime.date(2026, 5, 5)
+    rows = [
+        {"_id": 7, "title": "T", "text": "x", "year": 2020, "day": day, "tags": ["a"], "gone": None},
+        {"_id": 8, "title": None, "text": "y", "year": None, "day": day, "tags": [], "gone": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    first, second = open_source(tmp_path / "a.parquet")
+    assert (first.id, first.title, first.text, first.line, first.record) == ("7", "T", "x", 0, 1)
+    assert first.metadata == {"year": 2020, "day": "2026-05-05", "tags": '["a"]'}
+    assert (second.id, second.title) == ("8", "")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [({"text": ["x"]}, 'row 1: the column "id"'), ({"id": ["a", "b"], "text": ["x", " "]}, 'row 2: the column "text"')],
+)
+def test_a_broken_row_of_parquet_is_named(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        list(open_source(tmp_path / "a.parquet"))
+
+
+def test_what_is_not_parquet_is_refused(tmp_path):
+    write(tmp_path / "a.parquet", "nothing of the kind")
+    with pytest.raises(InputError, match="not a Parquet file that can be read"):
+        list(open_source(tmp_path / "a.parquet"))

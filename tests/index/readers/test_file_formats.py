@@ -1,0 +1,210 @@
+"""PDF, HTML, office files, books, mail and notebooks: text in reading order, with pages, headings and metadata."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from search_r3.errors import InputError
+from search_r3.index import open_source
+from search_r3.index.chunking.chunker import Chunk, chunk_document
+from search_r3.index.readers.document_reader import SourceFile
+from search_r3.index.readers.pdf_layout import Character, page_text
+from search_r3.index.source_document import SourceDocument
+
+FILES = Path(__file__).parent / "files"
+
+
+def read(name: str) -> SourceDocument:
+    (document,) = open_source(FILES / name)
+    return document
+
+
+def chunks(name: str) -> list[Chunk]:
+    return chunk_document(read(name), target_words=20, max_words=60)
+
+
+def skipped(folder: Path) -> dict[str, str]:
+    source = open_source(folder)
+    list(source)
+    return {one.path: one.reason for one in source.skipped}
+
+
+# ----------------------------------------------------------------------------------------------------------------- PDF
+
+
+def test_columns_drawn_across_the_page_are_read_one_after_the_other():
+    text = read("columns.pdf").text
+    assert "keeps the ledger of every ship that enters the bay" in text
+    assert text.index("town council") < text.index("other side of the hill")
+
+
+def test_a_divided_word_is_joined_and_ligatures_are_letters():
+    text = read("columns.pdf").text
+    assert "lighthouse is hyphenated in" in text
+    assert "the first school was opened by the fishers" in text
+    flowing = read("flowing.pdf").text
+    assert "extraordinarily comprehensive documentation characterizes administrative" in flowing
+    assert flowing.index("Efficient officers") < flowing.index("Second paragraph")
+
+
+def test_a_word_that_the_page_has_with_a_hyphen_keeps_it():
+    def line(text: str, y: float) -> list[Character]:
+        return [*(Character(c, (5.0 * i, y, 5.0 * i + 5, y + 10)) for i, c in enumerate(text)), Character("\n", None)]
+
+    lines = ["this is a well-known place", "and it is as I said well-", "known for its long re-", "ports of the sea"]
+    page = page_text(one for i, text in enumerate(lines) for one in line(text, 100 - 12.0 * i))
+    assert "said well-known for its long reports of the sea" in page
+
+
+def test_values_of_a_form_are_read():
+    assert "Name of the owner: Ada Lindqvist" in read("columns.pdf").text
+
+
+def test_chunks_of_a_pdf_have_their_page_and_heading():
+    found = [(chunk.title, chunk.metadata["page"], chunk.start_line) for chunk in chunks("columns.pdf")]
+    assert found == [("Harbor and school", 1, 0), ("Harbor and school", 1, 0), ("Registration", 2, 0)]
+
+
+def test_a_file_that_cannot_be_read_says_why_and_is_read_once_it_changes(tmp_path: Path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    for suffix in ("pdf", "docx", "pptx", "epub", "eml", "mbox", "ipynb"):
+        (folder / f"broken.{suffix}").write_bytes(b"\x00\x01 nothing of the kind")
+    (folder / "old.docx").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + b"old")
+    reasons = skipped(folder)
+    expected = {
+        "broken.pdf": "a damaged PDF, or not a PDF at all", "broken.docx": "not a DOCX file at all",
+        "broken.pptx": "not a PPTX file at all", "broken.epub": "not an EPUB at all", "broken.eml": "not a message",
+        "broken.mbox": "not a mailbox", "broken.ipynb": "binary", "old.docx": "an old Office file",
+    }  # fmt: skip
+    assert set(reasons) == set(expected)
+    assert all(expected[name] in reasons[name] for name in expected), reasons
+    shutil.copy(FILES / "columns.pdf", folder / "broken.pdf")
+    assert "broken.pdf" not in skipped(folder)
+
+
+def test_a_missing_library_is_named_and_what_was_indexed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copy(FILES / "columns.pdf", tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    source = open_source(tmp_path)
+    assert [document.id for document in source] == ["a.txt"]
+    (missing,) = source.skipped
+    assert "pip install 'search-r3[files]'" in missing.reason
+    assert missing.unread
+
+
+# ------------------------------------------------------------------------------------------------------ HTML and books
+
+
+def test_html_is_read_in_blocks_without_menus_scripts_and_styles():
+    page = read("page.html")
+    assert page.text.split("\n") == [
+        "Rules", "", "Ships anchor north.", "", "No fires.", "", "Fees", "", "Boats: free", "Ships: ten crowns", "",
+        "Month Fee", "May 5", "", "def fee():", "    return 5",
+    ]  # fmt: skip
+    assert (page.title, page.metadata) == ("Harbor rules", {"author": "Town council"})
+    assert [(heading.level, heading.title) for heading in page.headings] == [(1, "Rules"), (2, "Fees")]
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"<p>one</p>", "one"),
+        ("<p>caf\u00e9".encode(), "caf\u00e9"),
+        (b'<meta charset="iso-8859-2"><p>\xb3', "\u0142"),
+        (b"<p>caf\xe9", "caf\u00e9"),
+        ("<p>caf\u00e9".encode("utf-16"), "caf\u00e9"),
+        (b"<main></main><p>beside", "beside"),
+        (b"<nav>x</nav><main><p>in</p></main><p>out</p>", "in"),
+        (b"a<br>b <span>c</span>d", "a b cd"),
+        (b"<div>a<div>b</div>c</div>", "a\n\nb\n\nc"),
+    ],
+)
+def test_fragments_and_encodings_of_html(tmp_path: Path, data: bytes, text: str):
+    (tmp_path / "a.html").write_bytes(data)
+    (document,) = open_source(tmp_path / "a.html")
+    assert document.text == text
+
+
+def test_a_page_without_text_is_refused(tmp_path: Path):
+    (tmp_path / "a.html").write_text("<script>render()</script><div id=app></div>")
+    with pytest.raises(InputError, match="no text in it: a page that scripts fill"):
+        list(open_source(tmp_path / "a.html"))
+
+
+def test_a_book_has_its_chapters_in_order_with_headings():
+    assert read("guide.epub").metadata["author"] == "Ada Lindqvist"
+    titles = [chunk.title for chunk in chunks("guide.epub")]
+    assert titles == ["Keeping bees", "Spring", "Autumn"]
+    assert "May add a super\nJuly harvest" in read("guide.epub").text
+
+
+# -------------------------------------------------------------------------------------------------------- office files
+
+
+def test_word_documents_have_headings_tables_and_an_author():
+    document = read("guide.docx")
+    assert (document.title, document.metadata) == ("Keeping bees", {"author": "Ada Lindqvist"})
+    assert [(heading.level, heading.title) for heading in document.headings] == [
+        (1, "Spring"), (2, "First inspection"), (1, "Autumn")
+    ]  # fmt: skip
+    assert document.text.endswith("Month  Task\nMay  add a super\nJuly  harvest")
+
+
+def test_chunks_of_slides_have_the_number_of_the_slide():
+    assert [(chunk.title, chunk.metadata["slide"]) for chunk in chunks("talk.pptx")] == [
+        ("Keeping bees", 1), ("First inspection", 2), ("Autumn", 4)
+    ]  # fmt: skip
+    assert "May  add a super" in read("talk.pptx").text
+
+
+# ------------------------------------------------------------------------------------------------- mail and notebooks
+
+
+def test_a_message_has_its_text_once_and_names_its_attachments():
+    message = read("letter.eml")
+    assert message.text == "Sju b\u00e5tar ligger i hamnen.\n\nAttachments: map.pdf"
+    assert message.title == "B\u00e5tar i hamnen"
+    assert message.metadata == {
+        "from": "Ada Lindqvist <ada@example.org>",
+        "to": "Council <council@example.org>",
+        "date": "2026-05-05T09:30:00+02:00",
+    }
+
+
+def test_the_messages_of_a_box_keep_their_ids_when_one_goes(tmp_path: Path):
+    first, second = open_source(FILES / "list.mbox")
+    assert first.text == "The ledger is in the tower.\n\nFrom the window one sees the bay."
+    assert (second.title, second.text) == ("Re: Ledger", "Which tower?\n\nThe north one.")
+    box = (FILES / "list.mbox").read_bytes()
+    (tmp_path / "list.mbox").write_bytes(box[box.index(b"From ben") :])
+    assert [one.id for one in open_source(tmp_path / "list.mbox")] == [second.id]
+
+
+def test_a_notebook_is_its_cells_without_outputs():
+    notebook = read("analysis.ipynb")
+    assert "print(bees)" in notebook.text
+    assert "secret" not in notebook.text
+    assert [heading.title for heading in notebook.headings] == ["Counting bees", "Result"]
+    cut = chunk_document(notebook, target_words=10, max_words=60)
+    assert [(chunk.title, chunk.metadata["cell"]) for chunk in cut] == [
+        ("Counting bees", 1), ("Counting bees", 2), ("Counting bees > Result", 4)
+    ]  # fmt: skip
+
+
+def test_all_files_of_a_folder_are_read():
+    source = open_source(FILES)
+    assert len({document.path for document in source}) == len(list(FILES.iterdir()))
+    assert source.skipped == []
+
+
+def test_files_may_be_larger_than_text_files(tmp_path: Path):
+    shutil.copy(FILES / "columns.pdf", tmp_path)
+    assert len(list(open_source(tmp_path, max_file_bytes=10_000))) == 1
+    assert SourceFile(FILES / "columns.pdf", "columns.pdf").data()[:4] == b"%PDF"
