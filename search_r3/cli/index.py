@@ -48,7 +48,8 @@ def index(
         str,
         typer.Argument(
             callback=expand_home,
-            help="A folder of text files, a BEIR folder, or a file; with --info, an index's folder.",
+            help="A folder of text, PDF, HTML, office, mail and other files, a BEIR folder, or a file; with --info, an "
+            "index's folder.",
         ),
     ],
     into: Annotated[
@@ -71,6 +72,20 @@ def index(
         str | None,
         typer.Option(
             help="The delimiter of a CSV file, if it is not detected correctly: a character, tab or semicolon."
+        ),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Read only such files of the folder, by a pattern as in .gitignore: '*.pdf', 'docs/'. Repeatable.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out such files and folders, as .gitignore files in the folder do. Repeatable.",
         ),
     ] = None,
     source: Annotated[
@@ -124,7 +139,7 @@ def index(
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:
-    """Make a folder, JSONL, CSV or BEIR corpus searchable, or bring its index up to date.
+    """Make a folder, JSONL, CSV, Parquet or BEIR corpus searchable, or bring its index up to date.
 
     Only changed documents are embedded again, and documents that are gone from PATH are removed. You can stop it at any
     time; the same command resumes where it stopped. JSONL lines and CSV files need the fields "id" and "text" and may
@@ -162,7 +177,7 @@ def index(
         model,
         options,
         loading=(device, dtype, engine),
-        delimiter=delimiter,
+        reading={"delimiter": delimiter, "include": include or (), "exclude": exclude or ()},
         backend=backend,
         commit_every=commit_every,
         cluster=None if ray is None else (ray, workers),
@@ -177,7 +192,7 @@ def update_index(
     options: dict[str, Any],
     *,
     loading: tuple[str | None, Dtype, str],
-    delimiter: str | None,
+    reading: dict[str, Any],
     backend: str | None,
     commit_every: int | None,
     cluster: tuple[str, int] | None,
@@ -187,6 +202,7 @@ def update_index(
 
     Args:
         options: options that local and distributed builds take.
+        reading: options of `open_source`.
         loading: the model's device, dtype and engine.
         cluster: address of a Ray cluster, and number of workers.
 
@@ -199,7 +215,7 @@ def update_index(
 
     if cluster is not None and backend is not None:
         raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
-    documents = open_source(path, delimiter=delimiter)
+    documents = open_source(path, **reading)
     if on_terminal():
         print_progress(f"indexing {path}: loading the model ...")  # before the imports, which take seconds
     from search_r3.index.build.build_index import build_index

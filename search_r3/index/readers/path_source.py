@@ -10,7 +10,7 @@ import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from search_r3.errors import InputError
 from search_r3.files import why_missing
 from search_r3.index.readers.csv_file import Misfits
 from search_r3.index.readers.document_reader import MAX_FILE_BYTES, DocumentReader, SourceFile, UnreadableFile
+from search_r3.index.readers.file_filter import FileFilter
 from search_r3.index.readers.reader_registry import reader_of, readers
 from search_r3.index.readers.record_readers import TABLE
 from search_r3.index.readers.text_readers import PLAIN_TEXT
@@ -58,6 +59,8 @@ class PathSource:
         may_be_empty: whether having no documents is allowed.
         if_empty: added to the error if there are no documents.
         position: how much was read so far; updated during iteration.
+        include: patterns of the only files of a folder to read, as in `.gitignore`; none for all.
+        exclude: patterns of files and folders of a folder to leave out.
     """
 
     def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
@@ -69,6 +72,8 @@ class PathSource:
         self.may_be_empty = False
         self.if_empty = ""
         self.position = Amount()
+        self.include: tuple[str, ...] = ()
+        self.exclude: tuple[str, ...] = ()
         self._read = read
 
     def __iter__(self) -> Iterator[SourceDocument]:
@@ -86,9 +91,13 @@ class PathSource:
                 )
             yield document
         if not seen and not self.may_be_empty:
-            nothing = "it has no text, Markdown, rst or source files" if self.kind == "folder" else "it has no records"
+            nothing = "it has no files of a known format" if self.kind == "folder" else "it has no records"
             why = "; ".join(summarize_skipped(self.skipped)) or nothing
             raise InputError(f"{self.path}: nothing to index ({why}){self.if_empty}")
+
+    def filter(self) -> FileFilter:
+        """Which files of the folder are read, by the `.gitignore` files as they are now."""
+        return FileFilter(self.path, self.include, self.exclude)
 
     def measure(self) -> Amount:
         """How much there is to read, in the units of `position`. Files are not read, only listed; for a file of records
@@ -98,7 +107,7 @@ class PathSource:
             OSError: a file of records cannot be read.
         """
         if self.kind == "folder":
-            sizes = [_size(path) for path in _walk(self.path, []) if _is_read(path)]
+            sizes = [_size(path) for path in _walk(self.path, [], self.filter()) if _is_read(path)]
             return Amount(len(sizes), sum(sizes))
         if self.kind == "file":
             return Amount(1, _size(self.path))
@@ -106,7 +115,14 @@ class PathSource:
             return Amount(0, sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b"")))
 
 
-def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delimiter: str | None = None) -> PathSource:
+def open_source(
+    path: str | Path,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    delimiter: str | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> PathSource:
     """Determine what is at `path` and how to read it: the kind is "folder", "file", "jsonl", "csv", "beir", or that of
     another package's reader of records.
 
@@ -114,13 +130,17 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
         path: a folder with `corpus.jsonl` (BEIR); a `.jsonl` file whose objects have `id` (or `_id`), `text` and
             perhaps `title`, everything else being metadata; a `.csv` or `.tsv` file with the same names in its header;
             a folder of text files; or one text file.
-        max_file_bytes: larger files of a folder are skipped. Files of records may have any size.
+        max_file_bytes: larger text files of a folder are skipped; other formats may be larger (`size_factor`). Files of
+            records may have any size.
         delimiter: for a table, a character or "comma", "semicolon", "tab" or "pipe"; None detects it. If given, a file
             of any name is read as a table.
+        include: patterns of the only files of a folder to read, as in `.gitignore` ("*.pdf", "docs/"); none for all.
+        exclude: patterns of files and folders of a folder to leave out.
 
     Raises:
         InputError: there is no such path, it is not readable, or it is neither a file nor a folder; a delimiter is
-            given for something that is not a table; or another package's reader cannot be loaded.
+            given for something that is not a table; patterns are given for something that is not a folder, or one is
+            not valid; or another package's reader cannot be loaded.
     """
     path = Path(path)
     try:
@@ -135,7 +155,12 @@ def open_source(path: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES, delim
         for reader in readers():
             if reader.folder_file and (path / reader.folder_file).is_file():
                 return _records(path / reader.folder_file, reader)
-        return PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
+        folder = PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
+        folder.include, folder.exclude = tuple(include), tuple(exclude)
+        folder.filter()  # says now what is wrong with a pattern
+        return folder
+    if patterns := [*include, *exclude]:
+        raise InputError(f"{path}: {patterns[0]!r} chooses files of a folder, and this is a file; give none")
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is neither a file nor a folder; give a file or a folder")
     reader = reader_of(path) or PLAIN_TEXT
@@ -193,13 +218,13 @@ def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -
 
 def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]:
     root = source.path
-    for path in _walk(root, source.skipped):
+    for path in _walk(root, source.skipped, source.filter()):
         name = _printable(path.relative_to(root).as_posix())
         reader = reader_of(path)
         if reader is None or reader.kind != "file":
             source.skipped.append(Skipped(name, _why_not(path, reader)))
             continue
-        documents = _documents_of(SourceFile(path, name, max_file_bytes), reader)
+        documents = _documents_of(SourceFile(path, name, max_file_bytes * reader.size_factor), reader)
         source.position = Amount(source.position.count + 1, source.position.size + _size(path))
         if isinstance(documents, Skipped):
             source.skipped.append(documents)
@@ -208,7 +233,8 @@ def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]
 
 
 def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
-    documents = _documents_of(SourceFile(source.path, _printable(source.path.name), max_file_bytes), reader)
+    most = max_file_bytes * reader.size_factor
+    documents = _documents_of(SourceFile(source.path, _printable(source.path.name), most), reader)
     if isinstance(documents, Skipped):
         raise InputError(f"{source.path} cannot be indexed: {documents.reason}")
     source.position = Amount(1, _size(source.path))
@@ -237,14 +263,14 @@ def _documents_of(file: SourceFile, reader: DocumentReader) -> list[SourceDocume
     return documents or Skipped(file.name, "it has no documents")
 
 
-def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
+def _walk(root: Path, skipped: list[Skipped], chosen: FileFilter) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         skipped.append(_unread(_relative(Path(error.filename), root), error))
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         keep = []
         for name in sorted(folders):
-            if _is_ignored_folder(name):
+            if _is_ignored_folder(name) or _is_left_out(Path(folder, name), root, True, chosen, skipped):
                 continue
             if os.path.islink(os.path.join(folder, name)):
                 skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
@@ -253,12 +279,23 @@ def _walk(root: Path, skipped: list[Skipped]) -> Iterator[Path]:
         folders[:] = keep
         for name in sorted(files):
             file = Path(folder, name)
-            if name.startswith("."):
+            if name.startswith(".") or _is_left_out(file, root, False, chosen, skipped):
                 continue
             if file.is_symlink():
                 skipped.append(Skipped(_relative(file, root), _about_link(file, root)))
                 continue
             yield file
+
+
+def _is_left_out(path: Path, root: Path, folder: bool, chosen: FileFilter, skipped: list[Skipped]) -> bool:
+    """Whether patterns leave out a file or folder. What `.gitignore` leaves out is recorded: it may be a surprise."""
+    name = path.relative_to(root).as_posix()
+    if chosen.leaves_out(name, folder):
+        return True
+    if not chosen.ignores(name, folder):
+        return False
+    skipped.append(Skipped(_relative(path, root), "left out by .gitignore"))
+    return True
 
 
 def _size(path: Path) -> int:
@@ -296,6 +333,10 @@ def would_read(root: Path, path: Path, folder: bool | None = None) -> bool:
         return False
     if any((root / Path(*parts[:length])).is_symlink() for length in range(1, len(parts) + 1)):
         return False
+    chosen = FileFilter(root)
+    for length in range(1, len(parts) + 1):
+        if chosen.ignores("/".join(parts[:length]), length < len(parts) or folder):
+            return False
     return file is None or (not file.name.startswith(".") and _is_read(file))
 
 
