@@ -104,7 +104,9 @@ def _parquet_row(file: SourceFile, number: int, value: dict[str, Any]) -> Source
     key = next((name for name in ("id", "_id") if name in value), None)
     identifier = value.get(key) if key else None
     if type(identifier) not in (str, int) or not str(identifier).strip():
-        raise InputError(f'{place}: the column "id" (or "_id") has {identifier!r}; give each row a string or a number')
+        raise InputError(
+            f'{place}: the column "id" (or "_id") has {identifier!r}; it must be a string or a whole number'
+        )
     title, text = value.get("title") or "", value.get("text") or ""
     if not (isinstance(title, str) and isinstance(text, str) and (title.strip() or text.strip())):
         raise InputError(f'{place}: the column "text" is missing, empty or not text; fill it or remove this row')
