@@ -1,6 +1,8 @@
 """Which files of a folder are read: not those that `.gitignore` names, and what the user includes and excludes.
 
-Patterns are those of gitignore(5), matched by pathspec, in which the last one that fits decides.
+Patterns are those of gitignore(5), in which the last one that fits decides. pathspec turns each into a regular
+expression, which fits all that is below a folder, too; git decides about a folder first and about what it holds only
+where the folder is read, so here a pattern fits only what it names itself.
 """
 
 from __future__ import annotations
@@ -15,8 +17,13 @@ from search_r3.errors import InputError
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 IGNORE_FILE = ".gitignore"
+DIRECTORY_MARK = "ps_d"
+"""The group in pathspec's expressions that has the "/" after a folder that the pattern names."""
+NO_MARK = -1
+"""Where that group starts if the pattern fitted a file."""
 
 
 class FileFilter:
@@ -38,15 +45,14 @@ class FileFilter:
         self._in: dict[str, GitIgnoreSpec | None] = {}
 
     def leaves_out(self, name: str, folder: bool) -> bool:
-        """Whether the user's patterns leave out a file or folder.
+        """Whether the user's patterns leave out a file or folder whose own folder they do not leave out.
 
         Args:
             name: its path relative to the root, with "/".
         """
-        path = f"{name}/" if folder else name
-        if self._exclude is not None and self._exclude.match_file(path):
+        if self._exclude is not None and _decides(self._exclude, name, folder):
             return True
-        return not folder and self._include is not None and not self._include.match_file(path)
+        return not folder and self._include is not None and not self._include.match_file(name)
 
     def ignores(self, name: str, folder: bool) -> bool:
         """Whether the nearest `.gitignore` file with a pattern that fits ignores a file or folder whose own folder is
@@ -68,7 +74,18 @@ class FileFilter:
 
 def _decides(spec: GitIgnoreSpec, name: str, folder: bool) -> bool | None:
     """True if the patterns ignore the name, False if the last one that fits begins with "!", None if none fits."""
-    return spec.check_file(f"{name}/" if folder else name).include
+    path = f"{name}/" if folder else name
+    fitting = (one.include for one in reversed(spec.patterns) if one.include is not None and _fits(one, path))
+    return next(fitting, None)
+
+
+def _fits(pattern: GitIgnoreSpecPattern, path: str) -> bool:
+    """Whether a pattern fits the path itself (a folder's ends with "/"), not only a folder above it."""
+    assert pattern.regex is not None
+    if DIRECTORY_MARK not in pattern.regex.groupindex:  # such as "a/**", which fits what is in the folder "a", not "a"
+        return pattern.regex.search(path.removesuffix("/")) is not None
+    marks = (found.start(DIRECTORY_MARK) for found in pattern.regex.finditer(path))
+    return any(mark in {NO_MARK, len(path) - 1} for mark in marks)
 
 
 def _ignore_files_above(root: Path) -> list[tuple[str, GitIgnoreSpec]]:
@@ -99,7 +116,7 @@ def _read(file: Path) -> GitIgnoreSpec | None:
 def _parsed(file: str, changed: int, size: int) -> GitIgnoreSpec:
     from pathspec import GitIgnoreSpec
 
-    return GitIgnoreSpec.from_lines(Path(file).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    return GitIgnoreSpec.from_lines(Path(file).read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n"))
 
 
 def _spec(patterns: Iterable[str], option: str) -> GitIgnoreSpec | None:

@@ -1,8 +1,8 @@
 """HTML, read with selectolax (Lexbor): the main text as blocks, with its headings, without what every page has.
 
-selectolax parses as browsers do, in C. Its own `text()` puts nothing between blocks and holds scripts and styles, so
-the tree is walked here. trafilatura finds main texts well but drops much of what is not an article (None for a fragment
-of one element), and a search needs all of it.
+selectolax parses as browsers do. Its own `text()` puts nothing between blocks and holds scripts and styles, so the
+tree is walked here. trafilatura keeps only what looks like an article (None for a fragment of one element), and a
+search needs all of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """PDF, read with pypdfium2 (PDFium): pages, the outline's headings, and the values of forms.
 
-PDFium gives characters with their places, which `pdf_layout` puts in reading order; other libraries give only text in
-drawing order, or need seconds for a page.
+PDFium gives characters with their places, which `pdf_layout` puts in reading order: the text that it gives, as that of
+pypdf, is in drawing order.
 """
 
 from __future__ import annotations

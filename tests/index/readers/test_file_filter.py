@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,45 @@ def test_patterns_are_refused_for_a_file_and_where_they_are_wrong(tmp_path: Path
         open_source(tmp_path / "a.md", exclude=["*.md"])
     with pytest.raises(InputError, match=r"--include !: .*as in \.gitignore"):
         open_source(tmp_path, include=["!"])
+
+
+TREE = (
+    "a.md", "b.py", "deep/a/b/c.md", "docs/a.md", "docs/b.py", "docs/docs/c.py", "docs/old/b.py", "docs/old/docs/d.py",
+    "src/a.md", "src/b.py", "src/docs/a.py", "data/x.txt", "data/keep.txt", "data/more/keep.txt", "build/build.txt",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="compares with git")
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["*", "!*.py", "!docs/"],
+        ["*", "!*.py", "!docs/", "docs/old/"],
+        ["*", "!*/", "!*.py"],
+        ["*/", "!docs/"],
+        ["**/", "!/docs/"],
+        ["/*", "!/docs", "/docs/*", "!/docs/docs/"],
+        ["data/**", "!data/keep.txt"],
+        ["data/*", "!data/keep.txt"],
+        ["data/", "!data/keep.txt"],
+        ["**/docs/**", "!docs/docs/"],
+        ["**/docs", "!docs"],
+        ["docs/**/docs/"],
+        ["deep/**/c.md", "!c.md", "/a.md"],
+        ["old", "build", "!build/build.txt"],
+        ["[ab].*", "!docs/[!a].py"],
+        ["# a comment", "", r"\!a.md", "a.md "],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("given", ["option", "file"])
+def test_patterns_mean_what_git_says(tmp_path: Path, patterns: list[str], given: str):
+    root = made(tmp_path / "tree", *TREE)
+    subprocess.run(["git", "init", "-q", root], check=True)
+    (root / ".gitignore").write_text("\n".join(patterns))
+    asked = ["git", "-C", root, "-c", "core.excludesFile=", "check-ignore", "--no-index", *TREE]
+    ignored = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    if given == "option":
+        (root / ".gitignore").unlink()
+    chosen = {"exclude": patterns} if given == "option" else {}
+    assert sorted(set(TREE) - set(ignored)) == ([*names(root, **chosen)] if len(ignored) < len(TREE) else [])
