@@ -28,8 +28,9 @@ from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.data.sources.docstrings import docstring_pairs
 from search_r3.index.search_index import SearchIndex
 from search_r3.index.source_document import SourceDocument
+from search_r3.server.listening import listen
 from search_r3.server.logs import LOGGER, log_to
-from search_r3.server.run_server import listen, make_server
+from search_r3.server.run_server import make_server
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
 
@@ -64,7 +65,7 @@ def threads(scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatc
             self.written = StringIO()
             log_to(self.written)
             self.server = make_server(ServerConfig(**settings), lambda: Loaded.of(model, opened))
-            self.bound = listen("127.0.0.1", 0)
+            self.bound = listen("127.0.0.1", 0).socket
             self.host, self.port = self.bound.getsockname()
             self.thread = threading_thread(self.server.run, self.bound)
             self.started.append(self)

@@ -7,7 +7,8 @@ import sys
 import webbrowser
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 import typer
 
@@ -24,6 +25,7 @@ from search_r3.cli.options import (
     silence_transformers,
 )
 from search_r3.cli.process import collect_garbage_as_usual
+from search_r3.errors import InputError
 from search_r3.optional import optional_imports
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class LogFormat(StrEnum):
 
 
 def serve(
+    context: typer.Context,
     index: Annotated[
         str | None,
         typer.Argument(
@@ -59,6 +62,23 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all networks, so set API keys then.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    uds: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False, callback=expand_home, help="Listen on a unix socket at this path instead of a port."
+        ),
+    ] = None,
+    root_path: Annotated[
+        str, typer.Option(help="The prefix below which a proxy serves it, such as /search; the proxy may remove it.")
+    ] = "",
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            callback=expand_home,
+            help="YAML file with limits and times (max_items ... max_budget); SIGHUP reads it and the keys again.",
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +93,12 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="Most bytes per request.")] = 16_000_000,
     queue: Annotated[int, typer.Option(min=1, help="Most requests in flight; further ones get status 429.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds until a request times out.")] = 300.0,
+    pause: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds after SIGTERM in which it is not ready but still answers; then it shuts down."
+        ),
+    ] = 0.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that a shutdown waits for accepted requests.")] = 30.0,
     budget: Budget = 32,
     max_budget: Annotated[int, typer.Option(min=0, help="The largest budget that a request may ask for.")] = 256,
@@ -92,7 +118,8 @@ def serve(
     """Serve a search page, search on an index, and OpenAI-compatible embeddings over HTTP.
 
     It listens immediately; /health returns 200 once it is ready. / is the search page, /docs describes the API,
-    /metrics is for Prometheus. Ctrl-C or SIGTERM finishes the requests in flight and stops. The log has no user texts.
+    /metrics is for Prometheus. Ctrl-C or SIGTERM finishes the requests in flight and stops; the exit code is then 0, or
+    1 if requests had to be cut off. The log has no user texts.
 
     \b
     Example:  search-r3 serve notes-index --open
@@ -101,28 +128,45 @@ def serve(
     silence_transformers()
     with optional_imports("server", "the server"):
         from search_r3.server.keys import read_keys
+        from search_r3.server.listening import listen, listen_unix
         from search_r3.server.run_server import serve as run
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
+        from search_r3.server.settings_file import read_settings
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
     from search_r3.model.resolve import default_model
 
-    config = ServerConfig(
-        api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
-        writable=writable,
-        max_items=max_items,
-        max_tokens=max_tokens,
-        max_body=max_body,
-        queue=queue,
-        timeout=timeout,
-        grace=grace,
-        reasoning_tokens=budget,
-        max_reasoning_tokens=max(budget, max_budget),
-        cache=cache,
-        batching="static" if batching is Batching.static else "continuous",
-        slots=slots,
-    )
+    given = _given_options(context)
+    if uds is not None and not given.isdisjoint(("host", "port", "open_page")):
+        raise InputError("--uds replaces --host and --port, and no browser can open it; give one or the other")
+    options: dict[str, Any] = {
+        "max_items": max_items,
+        "max_tokens": max_tokens,
+        "max_body": max_body,
+        "queue": queue,
+        "timeout": timeout,
+        "pause": pause,
+        "grace": grace,
+        "reasoning_tokens": budget,
+        "max_reasoning_tokens": max_budget,
+    }
+
+    def read_config() -> ServerConfig:
+        from_file = {} if settings is None else read_settings(settings, given)
+        limits = options | from_file
+        limits["max_reasoning_tokens"] = max(limits["reasoning_tokens"], limits["max_reasoning_tokens"])
+        return ServerConfig(
+            api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
+            writable=writable,
+            root_path=root_path,
+            cache=cache,
+            batching="static" if batching is Batching.static else "continuous",
+            slots=slots,
+            **limits,
+        )
+
+    config = read_config()
     opened = None if index is None else SearchIndex.open(index)
     if opened is None or index is None:
         name = model or default_model()
@@ -142,13 +186,24 @@ def serve(
         if open_page and not webbrowser.open(f"{url}/"):
             print("no browser was found; open the address yourself", file=sys.stderr)
 
-    run(host, port, config, start, json_log=as_json, on_listening=greet)
+    listening = listen(host, port) if uds is None else listen_unix(uds)
+    clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=greet)
     if not as_json:
-        print("Stopped.", file=sys.stderr)
+        print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
+    if not clean:
+        raise typer.Exit(1)
+
+
+def _given_options(context: typer.Context) -> set[str]:
+    """The names of the parameters that the command line sets."""
+    return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
 
 
 def print_addresses(url: str, model: str, index: str | None) -> None:
     """Print on stderr where a server at `url` is found; without an index it has no search page."""
-    page = "" if index is None else f"Search page: {url}/   "
-    print(f"{page}API: {url}/docs   Ctrl-C stops.", file=sys.stderr)
+    if url.startswith("http+unix:"):
+        print(f"Listening on {unquote(url.removeprefix('http+unix://'))}   Ctrl-C stops.", file=sys.stderr)
+    else:
+        page = "" if index is None else f"Search page: {url}/   "
+        print(f"{page}API: {url}/docs   Ctrl-C stops.", file=sys.stderr)
     print(f"Loading {model} ...", file=sys.stderr, flush=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,7 @@ from search_r3.server.logs import log
 from search_r3.server.openapi import custom_openapi
 from search_r3.server.parsing import validation_error
 from search_r3.server.request_body import ClientDisconnected
+from search_r3.server.request_identity import RequestIdentity
 from search_r3.server.routes import docs_page, documents, embeddings, health, models, search, web_page
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
@@ -54,7 +55,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         yield
-        await asyncio.to_thread(service.close, config.grace)
+        await asyncio.to_thread(service.close, service.config.grace)
 
     routers = [embeddings.router, search.router, models.router, documents.router]
     if config.writable:
@@ -129,7 +130,7 @@ def _methods(request: Request) -> list[str]:
 class ObservabilityMiddleware:
     """The outermost middleware: counts, times and logs every request, and answers uncaught errors.
 
-    The log contains the route, but never the query string, the body, or a header.
+    The log contains the route and the request's identity, but never the query string, the body, or another header.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -139,33 +140,40 @@ class ObservabilityMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, identifier, status = time.perf_counter(), uuid.uuid4().hex[:16], 0
+        if root_path := self.service.config.root_path:
+            scope["root_path"] = root_path
+        started, identity, status = time.perf_counter(), RequestIdentity.of(scope["headers"]), 0
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.id.encode())]
+                if self.service.status in ("terminating", "stopping"):
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         error: BaseException | None = None
         try:
-            await self.app(scope, receive, watched)
+            await (self.app if _has_path(scope) else _to_prefix)(scope, receive, watched)
         except Exception as caught:
             error = caught
             if not status:
-                answer = ApiError(500, f"internal server error, logged as {identifier}", "internal")
+                answer = ApiError(500, f"internal server error, logged as {identity.id}", "internal")
                 await answer.response()(scope, receive, watched)
         except asyncio.CancelledError:  # the shutdown grace period ended
+            self.service.dropped = True
             if not status:
                 answer = ApiError(503, "the server is shutting down; try again later", "not_ready_stopping")
                 await answer.response()(scope, receive, watched)
         finally:
             self.service.bodies.release(scope)
-            self._note(scope, identifier, status, time.perf_counter() - started, error)
+            self._note(scope, identity, status, time.perf_counter() - started, error)
             del error  # its traceback refers to this frame
 
-    def _note(self, scope: Scope, identifier: str, status: int, seconds: float, error: BaseException | None) -> None:
+    def _note(
+        self, scope: Scope, identity: RequestIdentity, status: int, seconds: float, error: BaseException | None
+    ) -> None:
         route = getattr(scope.get("route"), "path", "other")
         state = scope.get("state", {})
         if state.get("client_disconnected"):
@@ -173,7 +181,18 @@ class ObservabilityMiddleware:
         self.service.metrics.requests.labels(route, str(status)).inc()
         self.service.metrics.seconds.labels(route).observe(seconds)
         level = logging.ERROR if status >= 500 and status != 503 else logging.INFO
-        fields = {"id": identifier, "method": scope["method"][:16], "route": route, "status": status}
+        fields: dict[str, Any] = identity.fields() | {"method": scope["method"][:16], "route": route, "status": status}
         if "items" in state:
             fields["items"] = state["items"]
         log("request", level, error, **fields, ms=round(seconds * 1e3, 1))
+
+
+def _has_path(scope: Scope) -> bool:
+    """Whether there is more in the path than `--root-path`; the page's relative links need the slash behind it."""
+    return not scope.get("root_path") or scope["path"] != scope["root_path"]
+
+
+async def _to_prefix(scope: Scope, receive: Receive, send: Send) -> None:
+    query = scope["query_string"].decode("latin-1")
+    where = f"{scope['root_path']}/{'?' + query if query else ''}"
+    await RedirectResponse(where, 308)(scope, receive, send)

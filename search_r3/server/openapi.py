@@ -40,6 +40,8 @@ def custom_openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         app.openapi_schema = _described_by_fastapi(app)
     described = deepcopy(app.openapi_schema)
+    if config.root_path:
+        described["servers"] = [{"url": config.root_path}]
     components, paths = described["components"], described["paths"]
     named = components["schemas"]
     for name, limits in _limits(config, loaded).items():

@@ -32,7 +32,7 @@ class Error(Answer):
 
 
 class Health(Answer):
-    status: Literal["ready", "loading", "stopping", "failed", "index_unavailable"]
+    status: Literal["ready", "loading", "terminating", "stopping", "failed", "index_unavailable"]
     reason: Annotated[
         str | None, Field(description="why not ready, or a warning; null without a key if the server has keys")
     ]

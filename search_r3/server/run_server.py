@@ -1,9 +1,17 @@
-"""Running the application: uvicorn, a socket with clear errors, and graceful shutdown."""
+"""Running the application: uvicorn, its socket, what signals do, and a graceful end.
+
+SIGTERM: a pause in which the server is not ready but still answers, so that a load balancer turns to others; then new
+requests get 503 and those in flight are finished. SIGINT (Ctrl-C) leaves out the pause. SIGHUP reads keys and settings
+again.
+"""
 
 from __future__ import annotations
 
 import logging
-import socket
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -13,26 +21,79 @@ import uvicorn
 
 from search_r3.errors import InputError
 from search_r3.server.app import create_app
+from search_r3.server.listening import Listening
 from search_r3.server.logs import log, log_to
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the service immediately when a signal to stop arrives."""
+    """uvicorn's server with our meaning of signals.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    A handler only sets what `on_tick`, which uvicorn calls ten times a second, acts on: it may interrupt any line, one
+    that writes to the log included. uvicorn's own handler would also raise the signal again after the end, and the
+    process would end by it instead of with an exit code.
+
+    Args:
+        config: uvicorn's.
+        service: what is served.
+        reread: returns the configuration as it is now in the files that it came from.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, reread: Callable[[], ServerConfig]) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self._reread = service, reread
+        self._stop_at: float | None = None
+        self._reload = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Accept no new requests; finish those in flight."""
+        """Begin the pause or, without one or at a second signal, the shutdown; Ctrl-C then cuts requests off."""
+        if self.should_exit:
+            self.force_exit = self.force_exit or sig == signal.SIGINT
+            return
+        first = self._stop_at is None
+        pause = self.service.config.pause if first and sig == signal.SIGTERM and self.service.status == "ready" else 0.0
+        self._stop_at = time.monotonic() + pause
+        if pause:
+            self.service.announce_end()
+        else:
+            self._end()
+
+    def ask_reload(self, *_: Any) -> None:
+        """Read the configuration again at the next tick; the handler of SIGHUP."""
+        self._reload = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what the signals asked for; whether the server is to shut down."""
+        if self._reload:
+            self._reload = False
+            self._read_again()
+        if self._stop_at is not None and time.monotonic() >= self._stop_at and not self.should_exit:
+            self._end()
+        return await super().on_tick(counter)
+
+    def _end(self) -> None:
         self.service.stop_taking()
-        super().handle_exit(sig, frame)
+        self.should_exit = True
+
+    def _read_again(self) -> None:
+        try:
+            config = self._reread()
+        except InputError as error:
+            log("settings refused; the former ones are kept", logging.ERROR, reason=str(error))
+            return
+        changed = self.service.reconfigure(config)
+        self.config.timeout_graceful_shutdown = _whole_seconds(config.grace)
+        log("settings read again", changed=changed, keys=len(config.api_keys))
 
 
-def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_options: Any) -> Server:
-    """A server to be started with `run(sockets=[...])`. It stops if loading fails."""
+def make_server(
+    config: ServerConfig,
+    load: Callable[[], Loaded],
+    reread: Callable[[], ServerConfig] | None = None,
+    **uvicorn_options: Any,
+) -> Server:
+    """A server to be started with `run(sockets=[...])`. It stops if loading fails; `reread` is for SIGHUP."""
     holder: list[Server] = []
 
     def end() -> None:
@@ -44,59 +105,57 @@ def make_server(config: ServerConfig, load: Callable[[], Loaded], **uvicorn_opti
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        "timeout_graceful_shutdown": max(1, round(config.grace)),
+        "timeout_graceful_shutdown": _whole_seconds(config.grace),
         "timeout_keep_alive": 30,
     }
     logging.getLogger("uvicorn.access").disabled = True  # it would log query strings
-    server = Server(uvicorn.Config(app, **options | uvicorn_options), app.state.service)
+    server = Server(uvicorn.Config(app, **options | uvicorn_options), app.state.service, reread or (lambda: config))
     holder.append(server)
     return server
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises InputError if the address is unknown, in use, or forbidden."""
-    if not 0 <= port <= 65_535:
-        raise InputError(f"port is {port}; expected 0 (any free port) to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
-    bound.listen(2048)
-    return bound
+def _whole_seconds(grace: float) -> int:
+    return max(1, round(grace))
 
 
 def serve(
-    host: str,
-    port: int,
+    listening: Listening,
     config: ServerConfig,
     load: Callable[[], Loaded],
     *,
+    reread: Callable[[], ServerConfig] | None = None,
     json_log: bool = True,
     on_listening: Callable[[str], None] = lambda url: None,
-) -> None:
+) -> bool:
     """Serve until a signal (SIGTERM, Ctrl-C) stops it; requests in flight are finished first.
 
     Args:
+        listening: the socket, which is closed at the end.
+        reread: returns the configuration anew at SIGHUP. Without it, and with a log for people, which is one on a
+            terminal, SIGHUP ends the process as usual: the terminal was closed.
         json_log: log JSON lines rather than lines for people.
         on_listening: called with the server's address once it accepts connections; the model may still be loading.
 
+    Returns:
+        Whether all accepted requests were answered.
+
     Raises:
-        InputError: the server cannot listen on the address.
         Exception: what `load` raised.
     """
-    bound = listen(host, port)
     log_to(json_lines=json_log)
-    server = make_server(config, load)
-    address, real_port = bound.getsockname()[:2]
-    url = f"http://{f'[{address}]' if ':' in address else address}:{real_port}"
+    server = make_server(config, load, reread)
     if json_log:
-        log("listening", url=url)
-    on_listening(url)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has shut down
-        server.run(sockets=[bound])
+        log("listening", url=listening.url)
+    hang_up = getattr(signal, "SIGHUP", None)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if reread is not None and hang_up is not None and on_main_thread and not sys.stderr.isatty():
+        signal.signal(hang_up, server.ask_reload)
+    on_listening(listening.url)
+    try:
+        with suppress(KeyboardInterrupt):  # Ctrl-C before uvicorn's handlers are there
+            server.run(sockets=[listening.socket])
+    finally:
+        listening.close()
     if server.service.status == "failed":
         raise server.service.failure or RuntimeError("the model could not be loaded; see the log")
+    return not server.service.dropped

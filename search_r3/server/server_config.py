@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ COUNTS = (
     "max_items", "max_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens", "batch_texts",
     "batch_tokens", "search_threads", "add_threads",
 )  # fmt: skip
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class ServerConfig:
     """Keys that clients of /v1 must send (`Authorization: Bearer KEY`); if empty, no key is needed."""
     writable: bool = False
     """Whether clients may add and delete documents."""
+    root_path: str = ""
+    """The prefix below which a proxy serves it, such as "/search", whether or not the proxy removes it from paths."""
     max_items: int = 2048
     """Texts per request: OpenAI's limit, which its clients respect."""
     max_tokens: int = 300_000
@@ -36,6 +40,9 @@ class ServerConfig:
     """Seconds until a request times out: 503 if it was never begun, else 504."""
     body_timeout: float = 30.0
     """Seconds within which a request's body must arrive."""
+    pause: float = 0.0
+    """Seconds between SIGTERM and the shutdown: not ready any more, so that a load balancer sends requests elsewhere,
+    but those that still arrive are answered."""
     grace: float = 30.0
     """Seconds that a shutdown waits for accepted requests."""
     reasoning_tokens: int = 32
@@ -68,13 +75,24 @@ class ServerConfig:
         for name in ("timeout", "body_timeout"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise InputError(f"{name} is {getattr(self, name)}; expected seconds, over 0 and at most a day")
-        if self.grace < 0 or self.cache < 0:
-            raise InputError(f"grace is {self.grace} and cache is {self.cache}; expected 0 or more")
+        for name in ("pause", "grace"):
+            if not 0 <= getattr(self, name) <= 86_400:
+                raise InputError(f"{name} is {getattr(self, name)}; expected seconds, from 0 to a day")
+        if self.cache < 0:
+            raise InputError(f"cache is {self.cache}; expected 0 or more")
         if not 0 <= self.reasoning_tokens <= self.max_reasoning_tokens <= 4096:
             raise InputError(
                 f"reasoning_tokens is {self.reasoning_tokens} and max_reasoning_tokens is {self.max_reasoning_tokens}; "
                 "expected the first to be at most the second, and that at most 4,096"
             )
+        self._check_root_path()
         for key in self.api_keys:
             if not key or not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
                 raise InputError("an API key is empty or has spaces or characters beyond ASCII; give printable ones")
+
+    def _check_root_path(self) -> None:
+        if self.root_path and (not ROOT_PATH.fullmatch(self.root_path) or self.root_path.split("/")[1] == "v1"):
+            raise InputError(
+                f"root_path is {self.root_path!r}; expected a prefix such as /search, without a slash at its end, and "
+                "other than /v1, where the routes of the server itself begin"
+            )

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from search_r3.index.index_handle import Event, IndexHandle, IndexUnavailable
@@ -33,9 +33,11 @@ from search_r3.server.metrics import Metrics
 from search_r3.server.request_memory import LargeBodies
 from search_r3.server.server_config import ServerConfig
 
-Status = Literal["loading", "ready", "stopping", "failed"]
+Status = Literal["loading", "ready", "terminating", "stopping", "failed"]
+"""How far a server is; "terminating" is the pause before it stops, when it still answers but is not ready."""
 NOT_READY: dict[str, str] = {
     "loading": "the model is still being loaded",
+    "terminating": "the server is about to shut down",
     "stopping": "the server is shutting down",
     "failed": "the model could not be loaded; see the server's log",
 }
@@ -103,6 +105,7 @@ class Service:
         self.status: Status = "loading"
         self.failure: Exception | None = None
         self.in_flight = 0
+        self.dropped = False  # whether the end of the grace period cut requests off
         self.cache = QueryCache(config.cache)
         self.threads = ThreadPoolExecutor(config.search_threads, thread_name_prefix="search")
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -118,6 +121,21 @@ class Service:
         """Begin loading."""
         threading.Thread(target=self._start, name="load", daemon=True).start()
 
+    def announce_end(self) -> None:
+        """Be not ready from now on, but go on answering requests."""
+        if self.status == "ready":
+            self.status = "terminating"
+
+    def reconfigure(self, config: ServerConfig) -> list[str]:
+        """Take over limits, times and keys, and return the names of those that changed. Requests in flight may still
+        use the former ones; the threads, the cache and the batcher stay as they are.
+        """
+        changed = [
+            field.name for field in fields(config) if getattr(config, field.name) != getattr(self.config, field.name)
+        ]
+        self.config, self.keys = config, Keys(config.api_keys)
+        return changed
+
     def stop_taking(self) -> None:
         """Answer new requests with 503 from now on; those in flight continue."""
         if self.status != "failed":
@@ -128,6 +146,7 @@ class Service:
         self.stop_taking()
         self._closed.set()
         if self._batcher is not None and not self._batcher.close(grace):
+            self.dropped = True
             log("requests dropped at shutdown", 30)
         self.writing.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -192,7 +211,7 @@ class Service:
         Raises:
             ApiError: 503 while loading or stopping, 429 if too many are in flight.
         """
-        if self.status != "ready":
+        if self.status not in ("ready", "terminating"):
             raise self._not_ready()
         if self.in_flight >= self.config.queue:
             self.metrics.dropped.labels("queue full").inc()

@@ -14,7 +14,8 @@ from typing import Any
 from processes import eventually
 
 from search_r3 import SearchR3
-from search_r3.server.run_server import Server, listen, make_server
+from search_r3.server.listening import listen
+from search_r3.server.run_server import Server, make_server
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
@@ -113,7 +114,7 @@ class Running:
 def running(load: Callable[[], Loaded], wait: bool = True, **settings: Any) -> Iterator[Running]:
     """A server with these settings, on a free port."""
     server = make_server(ServerConfig(**{"grace": 10.0, **settings}), load)
-    bound = listen("127.0.0.1", 0)
+    bound = listen("127.0.0.1", 0).socket
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     found = Running(server, thread, bound.getsockname()[1])

@@ -17,7 +17,7 @@ from serving_tools import eventually
 
 from search_r3.cli import main
 from search_r3.cli.serve import print_addresses
-from search_r3.server.run_server import listen
+from search_r3.server.listening import listen
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_the_page_is_named_where_there_is_an_index(capsys: pytest.CaptureFixture
 
 
 def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    taken = listen("127.0.0.1", 0)
+    taken = listen("127.0.0.1", 0).socket
     port = str(taken.getsockname()[1])
     (tmp_path / "keys").write_text("")
     for arguments, words in [

@@ -17,8 +17,9 @@ from serving_tools import Answer, Held, Running, eventually, pausing, running
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.server.keys import Keys, read_keys
+from search_r3.server.listening import listen
 from search_r3.server.logs import LOGGER, JsonFormatter
-from search_r3.server.run_server import listen, serve
+from search_r3.server.run_server import serve
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
 
@@ -76,7 +77,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_error() -> None:
         raise InputError("no such model")
 
     with pytest.raises(InputError, match="no such model"):
-        serve("127.0.0.1", 0, ServerConfig(), load)
+        serve(listen("127.0.0.1", 0), ServerConfig(), load)
 
 
 def test_keys_are_asked_for_before_anything_is_read(tiny: SearchR3) -> None:
@@ -301,7 +302,9 @@ def test_metrics_count_what_was_done(tiny: SearchR3) -> None:
     ("settings", "message"),
     [({"queue": 0}, "queue is 0"), ({"timeout": 0}, "timeout is 0"), ({"cache": -1}, "cache is -1"),
      ({"reasoning_tokens": 300}, "reasoning_tokens is 300"), ({"timeout": float("nan")}, "timeout is nan"),
-     ({"batching": "dynamic"}, "expected continuous or static"), ({"slots": 0}, "slots is 0")],
+     ({"batching": "dynamic"}, "expected continuous or static"), ({"slots": 0}, "slots is 0"),
+     ({"pause": float("nan")}, "pause is nan"), ({"grace": -1}, "grace is -1"),
+     ({"root_path": "/search/"}, "a prefix such as /search"), ({"root_path": "/v1/x"}, "other than /v1")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -310,7 +313,7 @@ def test_settings_that_make_no_sense_are_named(settings: dict, message: str) -> 
 
 def test_an_address_that_cannot_be_had_is_one_line() -> None:
     taken = listen("127.0.0.1", 0)
-    for host, port in (("127.0.0.1", taken.getsockname()[1]), ("no such host", 1), ("127.0.0.1", 70_000)):
+    for host, port in (("127.0.0.1", taken.socket.getsockname()[1]), ("no such host", 1), ("127.0.0.1", 70_000)):
         with pytest.raises(InputError, match=r"cannot listen on|port is 70000"):
             listen(host, port)
     taken.close()
