@@ -31,7 +31,7 @@ COMMANDS += [
     "rollouts",
 ]
 COMMANDS += ["plot", "card", "index", "search", "evaluate", "tables", "models", "serve", "report", "data fresh"]
-COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact", "adapt"]
+COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact", "adapt", "backup", "restore"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},

@@ -23,6 +23,7 @@ from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
 from search_r3.cli.grouped_help import GroupedHelp
 from search_r3.cli.index import index
+from search_r3.cli.index_backup import backup, restore
 from search_r3.cli.index_maintenance import Index, compact, delete
 from search_r3.cli.options import (
     AUTO,
@@ -277,7 +278,7 @@ app.add_typer(data_app, name="data")
 for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
                            ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
-COMMANDS = (adapt, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact, search,
-            evaluate, tables, card, models)  # fmt: skip
+COMMANDS = (adapt, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact,
+            backup, restore, search, evaluate, tables, card, models)  # fmt: skip
 for command in COMMANDS:
     app.command(cls=ReasoningCommand if command in (mcp, search) else None)(command)

@@ -14,6 +14,7 @@ from search_r3.errors import InputError
 if TYPE_CHECKING:
     from search_r3.index.backends.backend_registry import register_backend
     from search_r3.index.backends.index_backend import IndexBackend
+    from search_r3.index.backup import IndexCopy, backup_index, restore_index
     from search_r3.index.build.build_index import IndexReport, build_index
     from search_r3.index.chunking.chunker import Chunk, chunk_document
     from search_r3.index.encoder_protocol import Encoder
@@ -40,6 +41,7 @@ if missing := [name for name in ("lancedb", "lance", "pyarrow") if find_spec(nam
     )
 
 _MODULES = {
+    "backup": "IndexCopy backup_index restore_index",
     "build.build_index": "build_index",
     "build.build_report": "IndexReport",
     "chunking.chunker": "Chunk chunk_document",
@@ -76,6 +78,7 @@ __all__ = [
     "Heading",
     "Hit",
     "IndexBackend",
+    "IndexCopy",
     "IndexInfo",
     "IndexReport",
     "ListedDocument",
@@ -90,6 +93,7 @@ __all__ = [
     "Timings",
     "UnknownDocument",
     "UnreadableFile",
+    "backup_index",
     "build_index",
     "chunk_document",
     "compact_index",
@@ -99,6 +103,7 @@ __all__ = [
     "open_source",
     "register_backend",
     "register_reader",
+    "restore_index",
     "summarize_skipped",
     "update_documents",
 ]

@@ -15,10 +15,10 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.index.backends.index_backend import Capability, IndexBackend
 from search_r3.index.backends.lance.lance_backend import LanceBackend
-from search_r3.index.backends.lance.lance_table import check_there, has_versions
+from search_r3.index.backends.lance.lance_table import TABLE, check_there, has_versions
 from search_r3.index.backends.numpy_backend import NumpyBackend
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.storage.location import Location
+from search_r3.index.storage.location import Location, open_remote
 from search_r3.plugins import Registry, pick
 
 DEFAULT = LanceBackend
@@ -75,6 +75,13 @@ def _backend_at(location: Path) -> type[IndexBackend] | None:
         with suppress(OSError):  # opening it will report what is wrong
             return DEFAULT if has_versions(location) else None
     return None
+
+
+def is_index(location: Location) -> bool:
+    """Whether there is an index at `location`, of whichever backend, readable or not. Raises StorageError."""
+    if isinstance(location, Path):
+        return (location / MARKER).is_file() or has_versions(location)
+    return open_remote(location, TABLE, None) is not None
 
 
 def create_backend(backend: type[IndexBackend], location: Path, info: IndexInfo) -> IndexBackend:
