@@ -55,6 +55,11 @@ FAST_TESTS := tests/environment tests/model/test_adaptive_reasoning.py tests/mod
 WHEEL      := .venv-wheel
 DIST       := dist
 
+# `make sbom`: the bill of materials of an environment (CycloneDX, JSON), that of `make install` or of a deployment:
+# make sbom SBOM_OF=/opt/search-r3. The tool has an environment of its own, so that it is not among the components.
+SBOM    ?= $(DIST)/search-r3.cdx.json
+SBOM_OF ?= $(VENV)
+
 # Where real data sets are, for the tests and checks that use them.
 ifneq ($(wildcard ../shared/data),)
 export SEARCH_R3_DATA ?= $(abspath ../shared/data)
@@ -73,7 +78,7 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-fast test-nightly test-latest test-lowest docs figures wheel test-wheel update lint install help
+.PHONY: demo test test-fast test-nightly test-latest test-lowest docs figures wheel test-wheel update sbom lint install help
 .DEFAULT_GOAL := help
 
 help:
@@ -88,7 +93,8 @@ help:
 	@echo "make wheel        build the wheel into $(DIST)/"
 	@echo "make test-wheel   the same, then install it into $(WHEEL) and use it from an empty folder"
 	@echo "make update       renew $(CONSTRAINTS) and say what changed"
-	@echo "make lint         ruff check, ruff format --check, codespell, mypy"
+	@echo "make lint         ruff check, ruff format --check, codespell, licenses, mypy"
+	@echo "make sbom         what is installed in SBOM_OF ($(VENV)), as CycloneDX, into $(SBOM)"
 	@echo "make install      only install, into $(VENV)"
 
 demo: $(STAMP)
@@ -156,10 +162,19 @@ update:
 	@.venv-uv/bin/python $(INSTALL) --upgrade uv
 	@.venv-uv/bin/python .ci/constraints.py update
 
+sbom: $(STAMP)
+	@test -x .venv-sbom/bin/python || $(PYTHON) -m venv .venv-sbom
+	@.venv-sbom/bin/python $(INSTALL) 'cyclonedx-bom>=7.3,<8'
+	@mkdir -p $(dir $(SBOM))
+	@.venv-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+	  --output-format JSON --output-file $(SBOM) $(SBOM_OF)/bin/python
+	@.venv-sbom/bin/python .ci/sbom.py $(SBOM)
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell
+	@$(BIN)/python .ci/licenses.py
 	@$(BIN)/mypy
 
 install: $(STAMP)
