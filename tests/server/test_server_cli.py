@@ -44,7 +44,7 @@ def test_it_starts_answers_and_stops(tiny_model: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=60) as response:
             assert len(json.load(response)["data"][0]["embedding"]) == 32
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (0, -signal.SIGTERM)  # uvicorn raises the signal again once all is done
+        assert process.wait(60) == 0
     lines = [json.loads(line) for line in process.stderr.splitlines() if line.startswith("{")]
     assert lines[-1]["event"].startswith("Finished server process")
 
