@@ -1,14 +1,22 @@
-"""The replays' curves on one page: a row of panels for each world, a color for each policy."""
+"""The replays' curves on one page: a row of panels for each world, with the two best refresh policies against none.
+
+    python benchmarks/environment_plot.py [--dark]        # again from results/benchmarks/environment.json
+
+All policies are in the JSON's table and in the report.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from search_r3.files import atomic_path
-from search_r3.training.plot import COLORS, DASHES
+from search_r3.training.plot import DARK, DASHES, LIGHT, Theme
+from search_r3.training_curves import spread
 
-WIDTH, ROW_HEIGHT, DPI = 12.0, 2.9, 120
+WIDTH, ROW_HEIGHT, DPI = 12.0, 2.6, 120
 """As `training.plot`: 1,440 px wide, legible at 1,200."""
 PANELS = (
     ("age", "mean age of rows, steps"),
@@ -16,53 +24,75 @@ PANELS = (
     ("error", "reward error, rollouts"),
     ("dev_error", "reward error, fixed dev queries"),
 )
+GOAL = 0.02
+"""The most reward error that the environment aims at."""
 SHARE = 12
 """A batch's own figures jump: each is drawn as the mean of itself and the steps around it, this part of all."""
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
-def draw(worlds: dict[str, dict[str, Any]], target: Path) -> Path:
+def draw(worlds: dict[str, dict[str, Any]], target: Path, *, dark: bool = False) -> Path:
     """Draw `worlds` (title -> policy -> curve name -> (steps, values)) to an image."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
-    names = list(dict.fromkeys(name for policies in worlds.values() for name in policies))
-    styles = {name: (COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]) for i, name in enumerate(names)}
-    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(worlds) + 0.9), layout="constrained", facecolor="white")
+    theme = DARK if dark else LIGHT
+    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * len(worlds) + 0.3), layout="constrained", facecolor=theme.ground)
     figure.get_layout_engine().set(h_pad=0.09, w_pad=0.07)  # type: ignore[union-attr, call-arg]
     grid = figure.subplots(len(worlds), len(PANELS), squeeze=False)
-    for line, (title, policies) in enumerate(worlds.items()):
-        for axis, (curve, label) in zip(grid[line], PANELS, strict=True):
-            for name, curves in policies.items():
-                steps, values = curves[curve]
-                values = smooth(values) if curve in ("recall", "error") else values
-                color, dashes = styles[name]
-                axis.plot(steps, values, color=color, linestyle=dashes, linewidth=1.6, alpha=0.9)
-            if "error" in curve:
-                axis.set_ylim(bottom=0)
-            if curve == "error":
-                axis.axhline(0.02, color="#888888", linewidth=0.9, linestyle=DASHES[2])
-            axis.set_title(label, fontsize=9.5, loc="left", fontweight="bold")
-            if curve == "age":
-                axis.set_ylabel(title, fontsize=10, fontweight="bold")
-            axis.set_xlabel("step", fontsize=8.5)
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axis.tick_params(labelsize=8, length=2.5, color="#888888")
-            axis.grid(color="#e4e4e4", linewidth=0.6)
-            axis.set_axisbelow(True)
-            for side in ("top", "right"):
-                axis.spines[side].set_visible(False)
-            for side in ("left", "bottom"):
-                axis.spines[side].set_color("#888888")
-    handles = [
-        Line2D([], [], color=color, linestyle=dashes, linewidth=2, label=name)
-        for name, (color, dashes) in styles.items()
-    ]
-    handles.append(Line2D([], [], color="#888888", linestyle=DASHES[2], linewidth=1, label="goal: error 0.02"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=9, frameon=False)
+    for row, (title, policies) in zip(grid, worlds.items(), strict=True):
+        shown = shown_policies(policies)
+        for axis, (curve, label) in zip(row, PANELS, strict=True):
+            _panel(axis, {name: policies[name][curve] for name in shown}, curve, label, theme)
+        row[0].set_ylabel(title, fontsize=10, fontweight="bold", color=theme.ink)
     with atomic_path(target) as scratch:
         figure.savefig(scratch, format=target.suffix.lstrip(".") or "png", dpi=DPI)
     return target
+
+
+def shown_policies(policies: dict[str, Any]) -> list[str]:
+    """The two policies of the lowest mean reward error, of whose variants ("selective, by age alone") one is shown, and
+    "none"."""
+    means = {name: sum(curves["error"][1]) / max(1, len(curves["error"][1])) for name, curves in policies.items()}
+    best: dict[str, str] = {}
+    for name in sorted(means, key=lambda name: means[name]):
+        if name != "none":
+            best.setdefault(name.partition(",")[0], name)
+    return [*list(best.values())[:2], *(["none"] if "none" in policies else [])]
+
+
+def _panel(axis: Any, lines: dict[str, Any], curve: str, label: str, theme: Theme) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ends = []
+    for i, (steps, values) in enumerate(lines.values()):
+        values = smooth(values) if curve in ("recall", "error") else values
+        axis.plot(steps, values, color=theme.lines[i], linestyle=DASHES[i], linewidth=1.6)
+        ends.append(values[-1])
+    if "error" in curve:
+        axis.set_ylim(bottom=0)
+        axis.axhline(GOAL, color=theme.muted, linewidth=0.9, linestyle=DASHES[2])
+    axis.set_title(label, fontsize=9.5, loc="left", fontweight="bold", color=theme.ink)
+    axis.set_xlabel("step", fontsize=8.5, color=theme.ink)
+    axis.set_facecolor(theme.ground)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.tick_params(labelsize=8, length=2.5, color=theme.muted, labelcolor=theme.ink)
+    axis.grid(color=theme.grid, linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color(theme.muted)
+    axis.get_ylim()  # the limits are set by the data only when they are asked for
+    to_axis = axis.transData + axis.transAxes.inverted()
+    named = [*lines, *(["goal"] if "error" in curve else [])]
+    values = [*ends, *([GOAL] if "error" in curve else [])]
+    places = spread([to_axis.transform((0, value))[1] for value in values], 0.085, 0.02, 0.98)
+    for i, (name, y) in enumerate(zip(named, places, strict=True)):
+        color = theme.muted if name == "goal" else theme.lines[i]
+        axis.annotate(
+            name, (1.0, y), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center", fontsize=8,
+            color=color, annotation_clip=False,
+        )  # fmt: skip
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -70,3 +100,31 @@ def smooth(values: list[float]) -> list[float]:
     half = len(values) // (2 * SHARE)
     around = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(some) / len(some) for some in around]
+
+
+def worlds_of(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The worlds of a benchmark's figures, as `draw` takes them."""
+    found = {"recorded": figures["recorded"]} if figures.get("recorded") else {}
+    found |= {f"{int(rows):,} simulated": world for rows, world in figures.get("simulated", {}).items()}
+    return {
+        title: {
+            policy: {name: (series["steps"], series["values"]) for name, series in curves.items()}
+            for policy, curves in world["curves"].items()
+        }
+        for title, world in found.items()
+    }
+
+
+def main() -> None:
+    """Draw the kept results again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "environment.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "environment.png")
+    parser.add_argument("--dark", action="store_true", help="draw on a dark ground")
+    given = parser.parse_args()
+    figures = json.loads(given.results.read_text(encoding="utf-8"))["figures"]
+    print(draw(worlds_of(figures), given.output, dark=given.dark))
+
+
+if __name__ == "__main__":
+    main()

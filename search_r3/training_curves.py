@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ Points = list[tuple[int, float]]
 Records = list[dict[str, Any]]
 LOG_SPAN = 30.0
 """A panel's axis is logarithmic only where its values span more than this factor."""
+ERROR = "_se"
+"""Ends the name of a dev metric's standard error over its queries: "cosqa.dev.off_se" is that of "cosqa.dev.off"."""
+HALF_WIDTH = 1.96
+"""Standard errors on each side of a mean that give its 95% interval."""
+FEW_POINTS = 3
+"""Fewer measured points than this show no trend, so they are not joined by a line."""
 NEEDS_ROWS = {"infonce_reasoning": "rows_reasoning", "accuracy_reasoning": "rows_reasoning"}
 """Metrics that mean nothing at a step where this other metric, if it is logged, is 0."""
 
@@ -150,3 +157,64 @@ def running_mean(values: list[float]) -> list[float]:
         low, high = max(0, i - half), min(len(values), i + half + 1)
         means.append((sums[high] - sums[low]) / (high - low))
     return means
+
+
+def dev_mean(dev: Sequence[dict[str, Any]], ending: str) -> Points:
+    """A dev metric as the mean over its pools: as logged ("ndcg@10.off"), else of the pools' own values."""
+    points = []
+    for record in dev:
+        values = {name: value for name, value in record["dev"].items() if name.split(".")[-1] == ending}
+        logged = values.get(f"ndcg@10.{ending}", values.get(ending))
+        if values:
+            points.append((record["step"], sum(values.values()) / len(values) if logged is None else logged))
+    return finite_points(points)
+
+
+def dev_intervals(dev: Sequence[dict[str, Any]], ending: str) -> list[tuple[float, float]]:
+    """The 95% intervals of the points of `dev_mean`, over the dev queries; [] unless all of them were logged."""
+    means, errors = dict(dev_mean(dev, ending)), dict(dev_mean(dev, ending + ERROR))
+    if not means or means.keys() != errors.keys():
+        return []
+    return [(mean - HALF_WIDTH * errors[step], mean + HALF_WIDTH * errors[step]) for step, mean in means.items()]
+
+
+def best_dev(steps: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]) -> tuple[str, int, float] | None:
+    """The evaluation whose weights a run keeps: the mode, the step and its mean nDCG@10.
+
+    Stage 2, which logs rewards, keeps the best with reasoning ("on"), stage 1 the best without ("off").
+    """
+    ending = "on" if metric_points(steps, "reward") else "off"
+    points = dev_mean(dev, ending)
+    if not points:
+        return None
+    step, value = max(points, key=lambda point: point[1])
+    return ending, step, value
+
+
+def constants(steps: Sequence[dict[str, Any]], panel: Panel) -> list[str]:
+    """A panel's metrics in words, if none of them ever changed: "share of tokens clipped, below 0"; else []."""
+    found = {label: metric_points(steps, name) for name, label in panel.metrics.items()}
+    known = {label: [value for _, value in points] for label, points in found.items() if points}
+    if panel.dev or not known or any(len(values) < 2 or min(values) != max(values) for values in known.values()):
+        return []
+    return [f"{panel.title_of(label)} {values[0]:.4g}" for label, values in known.items()]
+
+
+def resumed_after(steps: Sequence[dict[str, Any]]) -> list[int]:
+    """The steps after which a run went on in a new process, which the peak memory, else never lower, gives away."""
+    memory = metric_points(steps, "memory_gib")
+    return [before for (before, a), (_, b) in pairwise(memory) if b < a]
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions as near to `places` as possible, at least `gap` apart and within `low` and `high` where they fit."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [min(max(places[i], low), high) for i in order]
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
+    if moved and moved[-1] > high:
+        moved[-1] = high
+        for i in range(len(moved) - 2, -1, -1):
+            moved[i] = min(moved[i], moved[i + 1] - gap)
+    found = dict(zip(order, moved, strict=True))
+    return [found[i] for i in range(len(places))]

@@ -257,3 +257,17 @@ def test_a_stage_one_run_and_a_row_of_adapters_are_recorded_over_a_beir_set(
         bench.record.main([str(tmp_path / "x"), "--recipe", str(tmp_path / "sft.yaml")])
     with pytest.raises(SystemExit, match="give --recipe or --adapters"):
         bench.record.main([str(tmp_path / "x"), *data])
+
+
+def test_the_picture_shows_the_two_best_policies_against_none(bench: SimpleNamespace, tmp_path: Path) -> None:
+    def curves(error: float) -> dict[str, Any]:
+        return {name: {"steps": [0, 1, 2], "values": [0.0, error, error]} for name, _ in bench.plot.PANELS}
+
+    errors = {"selective": 0.01, "selective, by age alone": 0.011, "random": 0.03, "full every 20": 0.02, "none": 0.05}
+    world = {"curves": {name: curves(error) for name, error in errors.items()}}
+    worlds = bench.plot.worlds_of({"simulated": {"1000": world}})
+    assert list(worlds) == ["1,000 simulated"]
+    assert bench.plot.shown_policies(worlds["1,000 simulated"]) == ["selective", "full every 20", "none"]
+    for dark in (False, True):
+        target = bench.plot.draw(worlds, tmp_path / f"{dark}.png", dark=dark)
+        assert target.read_bytes().startswith(b"\x89PNG")

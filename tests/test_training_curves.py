@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from search_r3.errors import InputError
-from search_r3.training_curves import PANELS, metric_points, read_log, running_mean
+from search_r3.training_curves import (
+    PANELS,
+    best_dev,
+    constants,
+    dev_intervals,
+    dev_mean,
+    metric_points,
+    read_log,
+    resumed_after,
+    running_mean,
+)
 
 
 def step_record(step: int, **changes: Any) -> dict[str, Any]:
@@ -61,3 +71,33 @@ def test_every_panel_has_its_own_name_and_plots_something() -> None:
 def test_a_missing_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         read_log(tmp_path / "log.jsonl")
+
+
+def test_dev_means_have_intervals_only_where_all_errors_were_logged() -> None:
+    first = {"step": 0, "dev": {"a.dev.off": 0.2, "b.dev.off": 0.4, "ndcg@10.off": 0.3, "ndcg@10.off_se": 0.1}}
+    later = {"step": 5, "dev": {"a.dev.off": 0.4, "b.dev.off": 0.6}}
+    assert dev_mean([first, later], "off") == [(0, 0.3), (5, 0.5)]
+    assert dev_intervals([first], "off") == [pytest.approx((0.104, 0.496))]
+    assert dev_intervals([first, later], "off") == dev_intervals([], "off") == []
+
+
+def test_the_best_step_is_by_the_metric_that_the_stage_keeps() -> None:
+    dev = [{"step": n, "dev": {"x.off": 0.5 + n, "x.on": 0.5 - n}} for n in (0, 1)]
+    assert best_dev([step_record(1)], dev) == ("off", 1, 1.5)
+    assert best_dev([step_record(1, terms={"reward": 1.0})], dev) == ("on", 0, 0.5)
+    assert best_dev([step_record(1)], []) is None
+
+
+def test_constants_are_words_unless_one_metric_of_the_panel_changes() -> None:
+    clipped = next(panel for panel in PANELS if panel.name == "clipped")
+    steps = [step_record(n, terms={"clip_low": 0.0, "clip_high": 0.25}) for n in (1, 2)]
+    assert constants(steps, clipped) == [
+        "share of tokens clipped, below 0", "share of tokens clipped, above 0.25"
+    ]  # fmt: skip
+    assert constants([*steps, step_record(3, terms={"clip_high": 0.5})], clipped) == []
+    assert constants(steps[:1], clipped) == []
+
+
+def test_a_fall_of_the_peak_memory_is_a_new_process() -> None:
+    assert resumed_after([step_record(n, memory_gib=g) for n, g in ((1, 2.0), (2, 2.5), (3, 1.0), (4, 1.5))]) == [2]
+    assert resumed_after([step_record(1)]) == []

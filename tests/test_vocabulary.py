@@ -55,6 +55,7 @@ EXCEPTIONS = {
     "search_r3/training/run_checkpoint.py",
     "search_r3/data/pairs.py",
     "search_r3/data/sources/beir_pairs.py",  # knows words of abstracts
+    "docs/report.html",  # quotes documents of the data sets, and old runs
 }
 
 

@@ -226,8 +226,11 @@ def plot(
         Path | None,
         typer.Option(help="The image to write; by default curves.png in the run's folder, or compare.png."),
     ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw on a dark ground.")] = False,
 ) -> None:
-    """Draw a training run's curves: dev metrics, loss terms, accuracy, gradient norm, speed. Works while it runs.
+    """Draw a training run's curves: reward or loss, dev metrics with their intervals, KL, and all others.
+
+    It works while the run goes on. The best step and the steps after which the run was resumed are marked.
 
     Several runs are compared in one picture, with one panel per metric and one line per run, named after its folder.
 
@@ -238,4 +241,4 @@ def plot(
     """
     from search_r3.training.plot import plot_runs
 
-    print(plot_runs(runs, output))
+    print(plot_runs(runs, output, dark=dark))

@@ -17,6 +17,7 @@ SNIPPET = 240
 """Characters of a document that an example shows."""
 TOP = 3
 """Documents that an example shows for each mode."""
+_NEVER = 1 << 30
 
 
 def read_traces(path: Path) -> dict[str, dict[str, Any]]:
@@ -43,8 +44,9 @@ def best_and_worst(
         traces: see `read_traces`; None where they were not kept.
 
     Returns:
-        For each query `qid`, `query`, `reasoning` (None if not kept), `forced`, and for each mode its nDCG@10, the
-        rank of the first relevant document, and the top documents.
+        For each query `qid`, `query`, `reasoning` (None if not kept), `forced`, `relevant` (the best-ranked relevant
+        document, with its rank in each mode; None if no run has one), and for each mode its nDCG@10, the rank of the
+        first relevant document, and the top documents.
     """
     gain = {qid: scores["on"][qid] - scores["off"][qid] for qid in data.qrels}
 
@@ -59,6 +61,7 @@ def best_and_worst(
             "query": data.queries.get(qid, ""),
             "reasoning": None if traces is None else trace.get("text", ""),
             "forced": trace.get("forced"),
+            "relevant": _relevant(data, qid, runs),
             **results,
         }
 
@@ -74,3 +77,13 @@ def _top_documents(data: BeirDataset, qid: str, scores: Mapping[str, float]) -> 
     first = next((rank for rank, did in enumerate(ranked, 1) if grades.get(did, 0) > 0), None)
     top = [{"id": did, "grade": grades.get(did), "text": data.corpus[did].full_text[:SNIPPET]} for did in ranked[:TOP]]
     return {"first_relevant": first, "top": top}
+
+
+def _relevant(data: BeirDataset, qid: str, runs: Mapping[str, Run]) -> dict[str, Any] | None:
+    ranks = {mode: {did: rank for rank, did in enumerate(rank_documents(runs[mode].get(qid, {})), 1)} for mode in MODES}
+    judged = {did for did, grade in data.qrels[qid].items() if grade > 0}
+    best = {did: min(ranks[mode].get(did, _NEVER) for mode in MODES) for did in sorted(judged)}
+    did = min(best, key=lambda one: best[one], default=None)
+    if did is None or best[did] == _NEVER:
+        return None
+    return {"id": did, "text": data.corpus[did].full_text[:SNIPPET], **{m: ranks[m].get(did) for m in MODES}}

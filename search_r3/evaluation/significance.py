@@ -125,6 +125,33 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def macro_interval(
+    differences: Sequence[npt.ArrayLike], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean over data sets of their mean differences, with its bootstrap interval: mean, low, high.
+
+    The queries of each data set are resampled on their own, so that every data set counts equally whatever its size;
+    the interval covers other queries of these data sets, not other data sets. Percentile method.
+
+    Args:
+        differences: the per-query values or differences of each data set, float (Q,).
+
+    Raises:
+        ValueError: no data set, or one is not a vector of finite numbers.
+    """
+    rows = [_row(row) for row in differences]
+    if not rows:
+        raise ValueError("no data sets to average over")
+    rng = np.random.default_rng(seed)
+    means_B = np.zeros(resamples)
+    for row in rows:
+        for start in range(0, resamples, _ROWS):
+            size = (min(_ROWS, resamples - start), len(row))
+            means_B[start : start + _ROWS] += row[rng.integers(0, len(row), size=size, dtype=np.int32)].mean(axis=1)
+    low, high = np.quantile(means_B / len(rows), ((1 - level) / 2, (1 + level) / 2))
+    return float(np.mean([row.mean() for row in rows])), float(low), float(high)
+
+
 def holm(p_values: npt.ArrayLike) -> np.ndarray:
     """Holm's step-down correction: adjusted p-values (m,), in the order given, each at most 1.
 

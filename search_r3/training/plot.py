@@ -1,7 +1,9 @@
 """Draw the curves of training runs as small panels on one page: one run with all its metrics, or several compared.
 
-A metric that was not logged has no panel. Legends are above their panels and never cover a line. The colors are Okabe
-and Ito's, which color-blind readers can distinguish; dashes distinguish lines of the same color.
+One run begins with what decides about it: the reward (or the loss), the dev metrics with intervals, and the KL; its
+lines are labeled at their ends, and metrics that never change are given in words. A metric that was not logged has no
+panel. The colors are Okabe and Ito's, which color-blind readers can distinguish; dashes distinguish lines of the same
+color.
 """
 
 from __future__ import annotations
@@ -16,15 +18,22 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.optional import optional_imports
 from search_r3.training_curves import (
+    FEW_POINTS,
     LOG_SPAN,
     PANELS,
     Panel,
     Points,
     Records,
+    best_dev,
+    constants,
+    dev_intervals,
+    dev_mean,
     finite_points,
     metric_points,
     read_log,
+    resumed_after,
     running_mean,
+    spread,
 )
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,18 +41,42 @@ DASHES = ("-", (0, (4, 1.6)), (0, (1, 1)))
 WIDTH, ROW_HEIGHT, DPI = 12.0, 2.6, 120
 """Inches, and dots per inch: 1,440 px wide; 8-point text is still legible at 1,200 px."""
 MOST_RUNS = len(COLORS) * len(DASHES)
+MODES = {"off": "direct", "on": "with reasoning", "latent": "latent", "read": "reading"}
+"""The modes of the first row's dev panel, by their endings."""
+DEV = Panel("dev-means", "dev nDCG@10")
+FIRST = (("reward", "dev-means", "kl"), ("loss", "dev-means", "accuracy"))
+"""Panels of the first row: of a run that logs rewards, and of others."""
+_GAP = 0.085
+"""Least distance of two labels at the ends of lines, as a share of a panel's height."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colors of a picture."""
+
+    ground: str
+    ink: str
+    muted: str
+    grid: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme("#ffffff", "#1b1f26", "#666d78", "#e4e4e4", COLORS)
+DARK = Theme("#14171c", "#e7eaee", "#a2abb8", "#2c323b",
+             ("#5db3f0", "#ff9248", "#40c596", "#ec95c6", "#dfbb3b", "#9bcdf2", "#e7eaee"))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: (step, value) points in the order of steps, and its style."""
+    """A curve: (step, value) points in the order of steps, and its style; `color` is an index into a theme's lines."""
 
     label: str
     points: Points
-    color: str
+    color: int
     dashes: Any = "-"
     dev: bool = False
     bold: bool = False
+    interval: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -68,13 +101,14 @@ class Run:
         return {pool: points for pool, values in by_pool.items() if (points := finite_points(values))}
 
 
-def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None, *, dark: bool = False) -> Path:
     """Draw one run with all its metrics, or compare several (one line per run, one panel per metric), in an image file.
 
     Args:
         runs: folders of training runs, or their log.jsonl. Each run is labeled with its folder's name.
         output: the image file; its extension determines the format (.png, .svg, .pdf). By default `curves.png` in the
             run's folder, or `compare.png` next to the first of several.
+        dark: draw on a dark ground.
 
     Returns:
         The image's path.
@@ -89,26 +123,28 @@ def plot_runs(runs: Sequence[str | Path], output: str | Path | None = None) -> P
     folders = list(given)
     if not 1 <= len(folders) <= MOST_RUNS:
         raise InputError(f"{len(folders)} runs cannot be drawn in one picture; give 1 to {MOST_RUNS}")
+    theme = DARK if dark else LIGHT
     names = zip(_distinct_names(folders), folders, strict=True)
     read = [Run(name, *_read_run(given[folder])) for name, folder in names]
     drawn = [(panel, lines) for panel, lines in (_one_run(read[0]) if len(read) == 1 else _compared(read)) if lines]
 
     columns = 3 if len(read) == 1 else 4  # a comparison has more panels, without legends
     rows = math.ceil(len(drawn) / columns)
-    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * rows + 0.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(WIDTH, ROW_HEIGHT * rows + 0.6), layout="constrained", facecolor=theme.ground)
     figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)  # type: ignore[union-attr, call-arg]
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     last = max(record["step"] for run in read for record in (*run.steps, *run.dev))
     for axis, (panel, lines) in zip(axes, drawn, strict=False):
-        _draw(axis, panel, lines, legend=len(read) == 1)
         axis.set_xlim(-0.02 * last, 1.02 * last)
+        _draw(axis, panel, lines, theme, alone=len(read) == 1)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
-    figure.supxlabel("step", fontsize=9)
+    figure.supxlabel("step", fontsize=9, color=theme.ink)
     if len(read) == 1:
-        figure.suptitle(_headline(read[0]), fontsize=11, x=0.01, ha="left")
+        _mark_run(axes, drawn, read[0], theme)
+        figure.suptitle(_headline(read[0]), fontsize=10, x=0.01, ha="left", color=theme.ink, linespacing=1.5)
     else:
-        _legend_of_runs(figure, read)
+        _legend_of_runs(figure, read, theme)
     if output:
         target = Path(output)
     elif len(read) == 1:
@@ -135,10 +171,11 @@ def _read_run(run: Path) -> tuple[Records, Records]:
 
 
 def _one_run(run: Run) -> list[tuple[Panel, list[Line]]]:
+    """The panels of one run: the first row of FIRST, then the others; those of constants are left out."""
     pools = list(dict.fromkeys(pool for panel in PANELS for name in panel.dev for pool in run.dev_metrics(name)))
     pools = [pool for pool in pools if pool != "mean"]
-    colors = {pool: COLORS[i % (len(COLORS) - 1)] for i, pool in enumerate(pools)} | {"mean": COLORS[-1]}
-    drawn = []
+    colors = {pool: i % (len(COLORS) - 1) for i, pool in enumerate(pools)} | {"mean": len(COLORS) - 1}
+    drawn: dict[str, tuple[Panel, list[Line]]] = {DEV.name: (DEV, _dev_means(run))}
     for panel in PANELS:
         lines = []
         for i, (name, label) in enumerate(panel.metrics.items()):
@@ -147,8 +184,20 @@ def _one_run(run: Run) -> list[tuple[Panel, list[Line]]]:
             for pool, points in run.dev_metrics(ending).items():
                 label = pool if dashes == "-" else ""
                 lines.append(Line(label, points, colors[pool], dashes, True, pool == "mean"))
-        drawn.append((panel, [line for line in lines if line.points]))
-    return drawn
+        if panel.name != "dev" or len(pools) > 1:  # one pool is what the first row shows
+            drawn[panel.name] = (panel, [] if constants(run.steps, panel) else [one for one in lines if one.points])
+    first = FIRST[0] if drawn["reward"][1] else FIRST[1]
+    order = [*first, *(name for name in drawn if name not in first)]
+    return [drawn[name] for name in order if drawn[name][1]]
+
+
+def _dev_means(run: Run) -> list[Line]:
+    found = [(label, dev_mean(run.dev, mode), dev_intervals(run.dev, mode)) for mode, label in MODES.items()]
+    return [
+        Line(label, points, i, dev=True, bold=True, interval=interval)
+        for i, (label, points, interval) in enumerate(found)
+        if points
+    ]
 
 
 def _compared(runs: Sequence[Run]) -> list[tuple[Panel, list[Line]]]:
@@ -166,13 +215,12 @@ def _compared(runs: Sequence[Run]) -> list[tuple[Panel, list[Line]]]:
     return drawn
 
 
-def _style(i: int) -> tuple[str, Any]:
-    return COLORS[i % len(COLORS)], DASHES[i // len(COLORS)]
+def _style(i: int) -> tuple[int, Any]:
+    return i % len(COLORS), DASHES[i // len(COLORS)]
 
 
-def _draw(axis: Any, panel: Panel, lines: list[Line], *, legend: bool) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
+def _draw(axis: Any, panel: Panel, lines: list[Line], theme: Theme, *, alone: bool) -> None:
+    """One panel; that of a run drawn `alone` has labels at the ends of its lines and the raw values behind them."""
     title, values = panel.title, [value for line in lines for _, value in line.points]
     if all(line.dashes == "-" for line in lines):
         title = title.split(" (dashed")[0]
@@ -180,65 +228,111 @@ def _draw(axis: Any, panel: Panel, lines: list[Line], *, legend: bool) -> None:
     if 0 < max(values) < 0.01:  # a learning rate: the power of ten is in the title, not in a corner of the panel
         power = math.floor(math.log10(max(values)))
         scale, title = 10.0**-power, f"{title}, in 1e{power}"
+    if panel is DEV and any(line.interval for line in lines):
+        title += ", 95% intervals"
     for line in lines:
-        x, y = [step for step, _ in line.points], [scale * value for _, value in line.points]
-        style: dict[str, Any] = {"color": line.color, "linestyle": line.dashes, "linewidth": 2.0 if line.bold else 1.5}
-        raw = line.dev or panel.exact
-        if len(y) <= 30:  # markers show where values were measured; hollow ones keep the dashes visible
-            style |= {
-                "marker": "o",
-                "markersize": 3.2,
-                "markerfacecolor": line.color if line.dashes == "-" else "white",
-            }
-        elif legend and not raw:  # a single run: the raw values, faint, below the running mean
-            axis.plot(x, y, color=line.color, alpha=0.18, linewidth=0.7)
-        axis.plot(x, y if raw else running_mean(y), label=line.label or "_", **style)
+        _draw_line(axis, line, theme, scale, raw=line.dev or panel.exact, faint=alone)
     smooth = [scale * v for line in lines for v in running_mean([value for _, value in line.points]) if v > 0]
     if panel.log and smooth and max(smooth) > LOG_SPAN * min(smooth):
         axis.set_yscale("log", nonpositive="mask")
         axis.set_ylim(max(min(smooth), max(smooth) / 1e5) / 1.5, max(scale * max(values), max(smooth)) * 1.5)
     elif panel.share:
         axis.set_ylim(-0.04, 1.04)
-    if max(values) >= 1000:
+    _decorate(axis, title, theme, thousands=max(values) >= 1000)
+    if alone:
+        _label_ends(axis, lines, theme, scale)
+
+
+def _draw_line(axis: Any, line: Line, theme: Theme, scale: float, *, raw: bool, faint: bool) -> None:
+    x, y = [step for step, _ in line.points], [scale * value for _, value in line.points]
+    color = theme.lines[line.color]
+    style: dict[str, Any] = {"color": color, "linestyle": line.dashes, "linewidth": 2.0 if line.bold else 1.5}
+    if len(y) <= 30:  # markers show where values were measured; hollow ones keep the dashes visible
+        face = color if line.dashes == "-" else theme.ground
+        style |= {"marker": "o", "markersize": 3.2, "markerfacecolor": face}
+    elif faint and not raw:  # a single run: the raw values, faint, below the running mean
+        axis.plot(x, y, color=color, alpha=0.25, linewidth=0.7)
+    if line.dev and len(y) < FEW_POINTS:
+        style["linestyle"] = "none"
+    if line.interval:
+        low, high = zip(*line.interval, strict=True)
+        if len(y) < FEW_POINTS:
+            axis.vlines(x, low, high, color=color, linewidth=1.2)
+        else:
+            axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.plot(x, y if raw else running_mean(y), label=line.label or "_", **style)
+
+
+def _decorate(axis: Any, title: str, theme: Theme, *, thousands: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    if thousands:
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_facecolor(theme.ground)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.tick_params(labelsize=8, length=2.5, color="#888888")
-    axis.grid(color="#e4e4e4", linewidth=0.6)
+    axis.tick_params(which="both", labelsize=8, length=2.5, color=theme.muted, labelcolor=theme.ink)
+    axis.grid(color=theme.grid, linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axis.spines[side].set_color("#888888")
-    labels = [line.label for line in lines if line.label] if legend else []
-    columns = 4 if sum(map(len, labels)) <= 30 else 3
-    if labels:
-        axis.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, fontsize=8, frameon=False, borderpad=0.1,
-            borderaxespad=0.2, handlelength=1.7, handletextpad=0.4, columnspacing=0.9, labelspacing=0.2,
+        axis.spines[side].set_color(theme.muted)
+    axis.set_title(title, fontsize=9.5, loc="left", pad=6, fontweight="bold", color=theme.ink)
+
+
+def _label_ends(axis: Any, lines: Sequence[Line], theme: Theme, scale: float) -> None:
+    """Write each line's label to the right of its last value, one below another where they are close."""
+    named = [line for line in lines if line.label]
+    if not named:
+        return
+    axis.get_ylim()  # the limits are set by the data only when they are asked for
+    to_axis = axis.transData + axis.transAxes.inverted()
+    last = [running_mean([value for _, value in line.points])[-1] for line in named]
+    ends = [to_axis.transform((line.points[-1][0], scale * y))[1] for line, y in zip(named, last, strict=True)]
+    for line, y in zip(named, spread(ends, _GAP, 0.02, 0.98), strict=True):
+        axis.annotate(
+            line.label, (1.0, y), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center", ha="left",
+            fontsize=8, color=theme.lines[line.color], annotation_clip=False,
         )  # fmt: skip
-    axis.set_title(title, fontsize=9.5, loc="left", pad=5 + 11.5 * math.ceil(len(labels) / columns), fontweight="bold")
 
 
-def _legend_of_runs(figure: Any, runs: Sequence[Run]) -> None:
+def _mark_run(axes: Sequence[Any], drawn: Sequence[tuple[Panel, list[Line]]], run: Run, theme: Theme) -> None:
+    """Mark where the run was resumed in every panel, and its best step in those of the first row."""
+    best = best_dev(run.steps, run.dev)
+    for i, (axis, (panel, _)) in enumerate(zip(axes, drawn, strict=False)):
+        for step in resumed_after(run.steps):
+            axis.axvline(step, color=theme.muted, linewidth=0.8, linestyle=DASHES[2], zorder=0)
+        if best and i < len(FIRST[0]):
+            axis.axvline(best[1], color=theme.ink, linewidth=0.8, linestyle=DASHES[1], zorder=0)
+        if best and panel is DEV:
+            axis.plot([best[1]], [best[2]], marker="o", markersize=9, fillstyle="none", color=theme.ink, label="_best")
+
+
+def _legend_of_runs(figure: Any, runs: Sequence[Run], theme: Theme) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
     for i, run in enumerate(runs):
         color, dashes = _style(i)
-        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=2, label=run.name))
+        handles.append(Line2D([], [], color=theme.lines[color], linestyle=dashes, linewidth=2, label=run.name))
     widest = max(len(run.name) for run in runs)
     columns = max(1, min(len(runs), 150 // (widest + 8)))  # about 150 characters of 9 points fit into 12 inches
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=9, frameon=False)
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=columns, fontsize=9, frameon=False, labelcolor=theme.ink
+    )
 
 
 def _headline(run: Run) -> str:
-    """The run's name, its number of steps, and its best dev metric."""
+    """The run's name, steps and best dev metric; then what the marks mean, and the metrics that never changed."""
     text = f"{run.name}: {run.steps[-1]['step']:,} steps"
-    quality = next(iter(run.dev_metrics("off").values()), [])
-    if quality:
-        step, best = max(quality, key=lambda point: point[1])
-        text += f", best dev nDCG@10 without reasoning {best:.3f} (step {step:,})"
-    return text
+    best = best_dev(run.steps, run.dev)
+    if best:
+        text += f"; best dev nDCG@10 {MODES[best[0]]} {best[2]:.3f} after step {best[1]:,} (dashed line)"
+    resumed = resumed_after(run.steps)
+    if resumed:
+        text += f"; resumed after step {', '.join(f'{step:,}' for step in resumed)} (dotted line)"
+    fixed = [line for panel in PANELS for line in constants(run.steps, panel)]
+    return text + (f"\nconstant: {'; '.join(fixed)}" if fixed else "")
 
 
 def _distinct_names(folders: Sequence[Path]) -> list[str]:

@@ -26,7 +26,8 @@ def write_log(folder: Path, records: list[dict]) -> Path:
 
 def step_record(step: int, **changes: Any) -> dict[str, Any]:
     record = {"step": step, "loss": 3.0 / step, "terms": dict.fromkeys(TERMS, 1.0 / step), "lr": 1e-4 * step,
-              "grad_norm": 2.0, "tokens": 900.0, "tokens_per_second": 4000.0 + step, "memory_gib": 1.5}  # fmt: skip
+              "grad_norm": 2.0 + step, "tokens": 900.0, "tokens_per_second": 4000.0 + step,
+              "memory_gib": 1.5 + step}  # fmt: skip
     return record | changes
 
 
@@ -70,7 +71,12 @@ def test_a_run_is_drawn_while_it_has_little_to_show(tmp_path: Path, drawn: list[
 def test_every_metric_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -> None:
     plot_runs([write_log(tmp_path / "run", full_log())])
     shown = panels(drawn[0])
-    assert len(shown) == len(PANELS)
+    assert len(shown) == len(PANELS) + 1  # dev nDCG@10 twice: its mean, and by data set
+    assert list(shown)[:3] == ["reward of rollouts", "dev nDCG@10", "KL to stage 1"]
+    assert labels(shown["dev nDCG@10"]) == ["direct", "with reasoning"]
+    direct, reasoned = shown["dev nDCG@10"].texts
+    assert (direct.get_text(), reasoned.get_text()) == ("direct", "with reasoning")
+    assert direct.xy[1] > reasoned.xy[1] + 0.7  # beside the ends of their lines, which are 0.4 and 0.3
     assert labels(shown["loss and its terms"]) == [
         "loss", "InfoNCE", "triplet", "cross-entropy", "KL to the base", "KL to the teacher"
     ]  # fmt: skip
@@ -88,10 +94,46 @@ def test_every_metric_of_a_run_has_its_place(tmp_path: Path, drawn: list[Any]) -
     assert {axis.get_xlim() for axis in shown.values()} == {(-1.0, 51.0)}
 
 
+def test_the_best_step_the_resumes_and_the_constants_are_said(tmp_path: Path, drawn: list[Any]) -> None:
+    dev = [{"step": n, "dev": {"ndcg@10.off": value, "ndcg@10.off_se": 0.01}}
+           for n, value in ((0, 0.4), (10, 0.6), (20, 0.5))]  # fmt: skip
+    steps = [step_record(n, terms={"clip_low": 0.0}, memory_gib=3.0 if n <= 12 else 2.0) for n in range(1, 21)]
+    plot_runs([write_log(tmp_path / "run", [*dev, *steps])])
+    title = drawn[0].get_suptitle()
+    assert "best dev nDCG@10 direct 0.600 after step 10" in title
+    assert "resumed after step 12" in title
+    assert "constant: " in title
+    assert "share of tokens clipped, below 0" in title
+    shown = panels(drawn[0])
+    assert "share of tokens clipped" not in shown
+    assert list(shown)[:2] == ["loss and its terms", "dev nDCG@10, 95% intervals"]
+    quality = shown["dev nDCG@10, 95% intervals"]
+    (ribbon,) = quality.collections
+    assert ribbon.get_paths()[0].vertices[:, 1].min() == pytest.approx(0.4 - 1.96 * 0.01)
+    at = [line.get_xdata()[0] for line in quality.get_lines()]
+    assert at.count(10) == 2  # the line and the ring
+    assert at.count(12) == 1
+
+
+def test_two_evaluations_are_not_joined_as_if_they_were_a_trend(tmp_path: Path, drawn: list[Any]) -> None:
+    plot_runs([write_log(tmp_path / "run", full_log(pools=("cosqa",)))])
+    quality = panels(drawn[0])["dev nDCG@10"].get_lines()
+    assert [line.get_linestyle() for line in quality if not line.get_label().startswith("_")] == ["None", "None"]
+
+
+def test_a_picture_can_be_dark(tmp_path: Path, drawn: list[Any]) -> None:
+    run = write_log(tmp_path / "run", [step_record(1), step_record(2)])
+    for dark in (False, True):
+        plot_runs([run], dark=dark)
+    light, night = (figure.get_facecolor()[:3] for figure in drawn)
+    assert sum(light) > 2.9
+    assert sum(night) < 0.5
+
+
 def test_each_term_of_the_loss_has_its_own_curve(tmp_path: Path, drawn: list[Any]) -> None:
     terms = next(panel for panel in PANELS if "infonce" in panel.metrics).metrics
-    step = {name: 1.0 + i for i, name in enumerate(terms)}
-    plot_runs([write_log(tmp_path / "run", [{"step": n, **step} for n in (1, 2)])])
+    steps = [{"step": n, **{name: n + i for i, name in enumerate(terms)}} for n in (1, 2)]
+    plot_runs([write_log(tmp_path / "run", steps)])
     shown = panels(drawn[0])["loss and its terms"]
     assert labels(shown) == list(terms.values())
     assert len({(line.get_color(), line.get_linestyle()) for line in shown.get_lines()}) == len(terms)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.evaluation.examples import SNIPPET
-from search_r3.evaluation.report import quality_section, rollout_section, study_section, training_section
+from search_r3.evaluation.report import front_section, quality_section, rollout_section, study_section, training_section
+from search_r3.evaluation.report.headline import FEW, ranking
 from search_r3.evaluation.report.load_results import Results, load_results
 from search_r3.evaluation.report.page_elements import Details, Examples, Placeholder, Section, Text
+from search_r3.evaluation.report.system_names import short_models
 from search_r3.files import atomic_write_text
 
 PAGE = "report.html"
@@ -54,15 +56,16 @@ def write_report(
 def sections(results: Results) -> list[Section]:
     """All sections in the order of the page; a section without data says how to create it."""
     return [
-        quality_section.measured(results),
+        front_section.front(results),
         quality_section.results(results),
         quality_section.reasoning(results),
         study_section.studies(results),
         quality_section.gains(results),
+        examples(results),
         rollout_section.rewards(results),
         training_section.training(results),
         training_section.environment(results),
-        examples(results),
+        quality_section.measured(results),
     ]
 
 
@@ -86,13 +89,16 @@ def summary(results: Results) -> str:
 
 
 def examples(results: Results) -> Section:
-    """Wins and losses with reasoning traces and top documents; those of a study where there is one."""
+    """Wins and losses with reasoning traces and top documents; those of a study where the data set is not available.
+
+    Data sets of FEW queries or more are shown, if there are any.
+    """
     section = Section("examples", "Wins and losses, side by side")
-    shown: dict[tuple[str, str], Any] = {
-        (name, model): rows for name, one in results.by_dataset.items() for model, rows in one.examples.items()
-    }
-    shown |= {(study["dataset"], study["system"]): study["examples"] for study in results.studies}
+    shown: dict[tuple[str, str], Any] = {(s["dataset"], s["system"]): s["examples"] for s in results.studies}
+    shown |= {(name, model): rows for name, one in results.by_dataset.items() for model, rows in one.examples.items()}
     shown = {key: rows for key, rows in shown.items() if rows.get("best") or rows.get("worst")}
+    counts = {one["dataset"]: one["num_queries"] for one in (*results.studies, *results.records)}
+    shown = {key: rows for key, rows in shown.items() if counts[key[0]] >= FEW} or shown
     if not shown:
         section.blocks.append(
             Placeholder("No examples: they need runs with reasoning on and off.", quality_section.EVALUATE)
@@ -104,21 +110,24 @@ def examples(results: Results) -> Section:
             "reasoning trace and the first three documents without and with it. ✓ marks documents judged relevant."
         )
     )
-    for number, ((name, model), queries) in enumerate(shown.items()):
+    models = short_models(model for _, model in shown)
+    section.summary = "the queries that reasoning helped and harmed most"
+    for (name, model), queries in shown.items():
         won, lost = queries.get("best", ()), queries.get("worst", ())
         rows = [*({**row, "won": True} for row in won), *({**row, "won": False} for row in lost)]
-        summary = f"{name}: {model}, {len(won)} won and {len(lost)} lost"
-        section.blocks.append(Details(summary, [Examples(rows)], opened=number == 0))
+        summary = f"{name}: {models[model]}, {len(won)} won and {len(lost)} lost"
+        section.blocks.append(Details(summary, [Examples(rows)]))
     return section
 
 
 def chosen_plots(results: Results, width: int = README_WIDTH) -> dict[str, str]:
     """The plots that are written to files, by name, as far as there is data for them.
 
-    "systems" and "reasoning" need runs; "controls", "budget", "latency" and "adaptive" a study (the first one is used);
-    "rewards" rollouts of two models; "training" a kept run.
+    "forest", "systems" and "reasoning" need runs; "controls", "budget", "latency" and "adaptive" a study (the first one
+    is used); "rewards" rollouts of two models; "training" a kept run.
     """
-    plots = {"systems": quality_section.bars_of(results, "full", width)}
+    plots = {"forest": front_section.forest(results, ranking(results), width)}
+    plots |= {"systems": quality_section.systems_plot(results, "full", width)}
     pairs = quality_section.pair_plots(results, width) if results.pairs else []
     plots |= {"reasoning": pairs[-1] if pairs else ""}
     if results.studies:

@@ -17,7 +17,8 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number in a table; `best` in its row or column; `verdict` "up" or "down" against a baseline, or ""."""
+    """A number in a table; `best` in its row or column; `verdict` is "up", "down" (against a baseline), "untested" or
+    ""."""
 
     text: str
     best: bool = False
@@ -105,13 +106,34 @@ class Details:
     opened: bool = False
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A question of the first screen: the verdict in a few words, one sentence with intervals, and what it is about."""
+
+    question: str
+    verdict: str
+    sentence: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Front:
+    """The answers of the first screen beside their plot ("" if there is none)."""
+
+    kind: ClassVar[str] = "front"
+    answers: Sequence[Answer]
+    plot: str
+
+
 @dataclass
 class Section:
-    """A section of the page, listed in the table of contents."""
+    """A section of the page, listed in the table of contents; folded, it shows its title and its `summary`."""
 
     name: str
     title: str
     blocks: list[Any] = field(default_factory=list)
+    summary: str = ""
+    folded: bool = True
 
 
 def score(value: float | None) -> str:

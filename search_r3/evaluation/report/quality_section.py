@@ -1,4 +1,4 @@
-"""The page's first sections: what was measured and where, tables of systems and data sets, reasoning on against off.
+"""The page's sections on quality: tables of systems and data sets, with and without reasoning, and what was measured.
 
 Metrics come from the metrics files; tests and recall@10 are computed from the run files (`comparison`).
 """
@@ -11,6 +11,8 @@ from typing import Any
 from search_r3.evaluation.measures import MEASURES, NDCG
 from search_r3.evaluation.publish.tables import MEANING
 from search_r3.evaluation.report.comparison import LEVEL, RECALL_10
+from search_r3.evaluation.report.headline import FEW, few
+from search_r3.evaluation.report.interval_plots import GRAY, Mark, Row, difference_mark, interval_plot
 from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
@@ -29,17 +31,24 @@ from search_r3.evaluation.report.page_elements import (
     score,
     signed,
 )
-from search_r3.evaluation.report.svg import WIDTH, Interval, Plot, bars, gain_plot, intervals
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.svg import gain_plot
+from search_r3.evaluation.report.system_names import models_of, short_models, short_names
+from search_r3.evaluation.significance import macro_interval
 from search_r3.evaluation.suite import SMALL, remarks
 
 EVALUATE = "search-r3 evaluate --dataset scifact --system bm25 --system models/NAME"
-FEW = 100
-"""Data sets with fewer queries than this get a note that only large differences show."""
+UNTESTED = "untested"
+"""The verdict of a cell whose difference was not tested."""
+MOST_SETS = 3
+"""A system measured on one data set alone gets no column of its own where others were measured on this many."""
+RESAMPLES = 2_000
+"""Bootstrap resamples of a mean in a plot of means; the tests of differences use more."""
 
 
 def measured(loaded: Results) -> Section:
     """What was measured: sizes, machines, versions, commits and, collapsed, every run with its command."""
-    section = Section("measured", "What was measured")
+    section = Section("measured", "What was measured, where and how")
     if not loaded.records:
         section.blocks.append(Placeholder("Nothing has been measured yet.", EVALUATE))
         return section
@@ -74,6 +83,7 @@ def measured(loaded: Results) -> Section:
         ]
         for r in records
     ]
+    section.summary = f"{len(records)} runs, with commands, commits, versions and machines"
     section.blocks += [
         DefinitionList(rows),
         Table("sizes", "Data sets", ("data set", "queries", "documents", "split", "systems"), sizes, words=(3,)),
@@ -104,13 +114,19 @@ def results(loaded: Results) -> Section:
     tests = loaded.tests
     summary = "Bold: the best system on a data set. "
     if tests:
+        baseline = short_names([loaded.baseline])[loaded.baseline]
         summary += (
-            f"▲ better and ▼ worse than {loaded.baseline}: p < {LEVEL:g} by a paired randomization test on the "
+            f"▲ better and ▼ worse than {baseline}: p < {LEVEL:g} by a paired randomization test on the "
             f"same queries, Holm's correction over all {len(tests)} comparisons."
         )
-    section.blocks.append(_measure_table(loaded, NDCG, MEANING[NDCG], tests))
-    section.blocks.append(Text(summary.strip(), "note"))
-    plots = [plot for part in ("full", "small") if (plot := bars_of(loaded, part))]
+    datasets = _unique(r["dataset"] for r in loaded.records)
+    section.summary = f"{len(_unique(r['system'] for r in loaded.records))} systems on {len(datasets)} data sets"
+    table = _measure_table(loaded, NDCG, MEANING[NDCG], tests)
+    if any(isinstance(cell, Cell) and cell.verdict == UNTESTED for row in table.rows for cell in row):
+        summary += " ° not tested."
+    summary += _narrow(loaded)
+    section.blocks += [table, Text(summary.strip(), "note")]
+    plots = [plot for part in ("full", "small") if (plot := systems_plot(loaded, part))]
     if plots:
         section.blocks.append(Figures(plots))
     others = [_measure_table(loaded, name, MEANING.get(name, name), {}) for name in MEASURES if name != NDCG]
@@ -124,7 +140,10 @@ def results(loaded: Results) -> Section:
         head = ("data set", "system", *COMPARISON_HEAD)
         caption = f"{NDCG} minus that of {loaded.baseline}; intervals by bootstrap over queries (BCa)"
         section.blocks.append(
-            Details(f"Every comparison with {loaded.baseline}", [Table("tests", caption, head, rows, words=(1,))])
+            Details(
+                f"Every comparison with {short_names([loaded.baseline])[loaded.baseline]}",
+                [Table("tests", caption, head, rows, words=(1,))],
+            )
         )
     noted = caveats(loaded)
     if noted:
@@ -134,12 +153,13 @@ def results(loaded: Results) -> Section:
 
 def reasoning(loaded: Results) -> Section:
     """Reasoning on against off, for every model and data set with both runs."""
-    section = Section("reasoning", "Reasoning on against off")
+    section = Section("reasoning", "With and without reasoning")
     if not loaded.pairs:
         section.blocks.append(
             Placeholder("No model has runs with reasoning on and off on an available data set.", EVALUATE)
         )
         return section
+    section.summary = _counted(loaded.pairs)
     section.blocks.append(Text(_verdict(loaded.pairs)))
     section.blocks.append(Figures(pair_plots(loaded)))
     models = _unique(row["model"] for row in loaded.pairs)
@@ -148,7 +168,8 @@ def reasoning(loaded: Results) -> Section:
         tested = [[row["dataset"], *comparison_cells(row, LEVEL)] for row in loaded.pairs]
         section.blocks.append(Table("pairs", f"{models[0]}: {caption}", ("data set", *COMPARISON_HEAD), tested))
     else:
-        tested = [[row["dataset"], row["model"], *comparison_cells(row, LEVEL)] for row in loaded.pairs]
+        short = short_models(models)
+        tested = [[row["dataset"], short[row["model"]], *comparison_cells(row, LEVEL)] for row in loaded.pairs]
         section.blocks.append(Table("pairs", caption, ("data set", "model", *COMPARISON_HEAD), tested, words=(1,)))
     reasoned = [r for r in loaded.records if r.get("reasoning")]
     lengths: list[list[Cell | str]] = [
@@ -187,8 +208,12 @@ def gains(loaded: Results) -> Section:
             "improved with reasoning, those below got worse; the flat middle did not change."
         )
     )
+    models = models_of(loaded.records)
     several = len({model for _, model, _ in rows}) > 1
-    section.blocks.append(Figures([gain_figure(name, model if several else "", gains) for name, model, gains in rows]))
+    section.summary = "each query's gain or loss by reasoning"
+    section.blocks.append(
+        Figures([gain_figure(name, models.get(model, model) if several else "", gains) for name, model, gains in rows])
+    )
     return section
 
 
@@ -201,44 +226,56 @@ def gain_figure(dataset: str, model: str, values: Sequence[float], width: int = 
     description = (
         f"Reasoning helped {won} of {len(values)} queries and harmed {lost}; the mean difference is {signed(mean)}."
     )
-    plot = Plot(f"gain-{dataset}-{model}", title, description, "queries", f"{NDCG}, on minus off", width, note)
+    plot = Plot(f"gain-{dataset}-{model}", title, description, "queries", f"{NDCG}, with minus without", width, note)
     return gain_plot(plot, values)
 
 
 def pair_plots(loaded: Results, width: int = WIDTH) -> list[str]:
     """One plot per model: its differences on all data sets, with intervals."""
     plots = []
-    for model in _unique(row["model"] for row in loaded.pairs):
+    models = short_models(row["model"] for row in loaded.pairs)
+    small = {r["dataset"] for r in loaded.records if few(r)}
+    for model, short in models.items():
         rows = [row for row in loaded.pairs if row["model"] == model]
-        shown = [_interval(row["dataset"], row) for row in rows]
+        shown = [Row(row["dataset"], [_difference_mark(row)], GRAY * (row["dataset"] in small)) for row in rows]
         description = "; ".join(
             f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows
         )
-        title = f"What reasoning changes: {model}"
-        plot = Plot(
-            f"pairs-{model}",
-            title,
-            description,
-            f"{NDCG}, on minus off",
-            "",
-            width,
-            "95% intervals; filled dots: p < 0.05",
-        )
-        plots.append(intervals(plot, shown))
+        note = "95% intervals; filled: p < 0.05 (Holm)"
+        axis = f"{NDCG}, with reasoning minus without"
+        title = f"What reasoning changes: {short}"
+        plots.append(interval_plot(Plot(f"pairs-{model}", title, description, axis, "", width, note), shown))
     return plots
 
 
-def bars_of(loaded: Results, part: str, width: int = WIDTH) -> str:
-    """nDCG@10 of all systems, on whole data sets ("full") or on fixed parts ("small"); "" if there are no results."""
+def systems_plot(loaded: Results, part: str, width: int = WIDTH) -> str:
+    """nDCG@10 of all systems with 95% intervals, the best first, on whole data sets ("full") or on fixed parts
+    ("small"); "" if there are no results."""
     records = [r for r in loaded.records if r["dataset"].endswith(SMALL) == (part == "small")]
-    names, systems = _unique(r["dataset"] for r in records), _unique(r["system"] for r in records)
-    values = {(r["dataset"], r["system"]): r["measures"].get(NDCG) for r in records}
-    if not values:
+    records = [r for r in records if r["measures"].get(NDCG) is not None]
+    if not records:
         return ""
+    names = short_names(r["system"] for r in loaded.records)
+    rows = []
+    for dataset in _unique(r["dataset"] for r in records):
+        measured_on = sorted((r for r in records if r["dataset"] == dataset), key=lambda r: -r["measures"][NDCG])
+        tone = GRAY if few(measured_on[0]) else ""
+        rows.append(Row(f"{dataset} ({measured_on[0]['num_queries']:,})", tone=tone))
+        rows += [Row(names[r["system"]], [_mean_mark(loaded, r, tone)], tone) for r in measured_on]
+    description = "; ".join(f"{r['dataset']} {names[r['system']]} {score(r['measures'][NDCG])}" for r in records)
     title = f"{MEANING[NDCG]}, {'whole data sets' if part == 'full' else 'fixed parts of data sets'}"
-    description = "; ".join(f"{name} {system} {score(value)}" for (name, system), value in values.items())
-    groups = [(name, [values.get((name, system)) for system in systems]) for name in names]
-    return bars(Plot(f"bars-{part}", title, description, width=width), groups, systems)
+    note = f"95% intervals over queries, the best first; gray: under {FEW} queries"
+    if any(mark.low is None for row in rows for mark in row.marks):
+        note += "; hollow: not tested"
+    return interval_plot(Plot(f"systems-{part}", title, description, "", "", width, note), rows, around_zero=False)
+
+
+def _mean_mark(loaded: Results, record: Mapping[str, Any], tone: str) -> Mark:
+    one = loaded.by_dataset.get(record["dataset"])
+    scores = one.scores.get(record["system"]) if one else None
+    if not scores:
+        return Mark(record["measures"][NDCG])
+    return Mark(*macro_interval([list(scores.values())], resamples=RESAMPLES), tone or "s0")
 
 
 def caveats(loaded: Results) -> list[str]:
@@ -251,9 +288,9 @@ def caveats(loaded: Results) -> list[str]:
             cuts.setdefault(record["max_length"], []).append(record["system"])
     for length, systems in cuts.items():
         noted.append(f"Documents were cut at {length} tokens for {', '.join(_unique(systems))}.")
-    few = _unique(f"{r['dataset']} ({r['num_queries']})" for r in loaded.records if r["num_queries"] < FEW)
-    if few:
-        noted.append(f"Few queries, so only large differences show: {', '.join(few)}.")
+    small = _unique(f"{r['dataset']} ({r['num_queries']})" for r in loaded.records if few(r))
+    if small:
+        noted.append(f"Few queries, so only large differences show: {', '.join(small)}.")
     if any(r["dataset"].endswith(SMALL) for r in loaded.records):
         noted.append(
             f"A name ending in {SMALL} is a fixed part of a data set, the same for every system; do not compare it "
@@ -266,7 +303,7 @@ def caveats(loaded: Results) -> list[str]:
             )
     commits = _unique((r.get("commit") or "not known")[:7] for r in loaded.records)
     if len(commits) > 1:
-        noted.append(f"Measured at {len(commits)} commits of the source; the list of runs above names each.")
+        noted.append(f"Measured at {len(commits)} commits of the source; the list of runs below names each.")
     if any(_dirty(r) for r in loaded.records):
         noted.append("A + marks a commit with uncommitted changes.")
     noted += [f"{line}." for one in loaded.by_dataset.values() for line in one.remarks]
@@ -287,7 +324,8 @@ def _remarks_by_dataset(loaded: Results) -> list[str]:
 def _measure_table(
     loaded: Results, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> Table:
-    systems = _unique(r["system"] for r in loaded.records)
+    systems = [system for system in _unique(r["system"] for r in loaded.records) if system not in _alone(loaded)]
+    names = short_names(r["system"] for r in loaded.records)
     values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in loaded.records}
     if measure == RECALL_10:
         values = {
@@ -303,15 +341,48 @@ def _measure_table(
             test = tests.get((name, system))
             significant = test is not None and test["p_corrected"] < LEVEL
             verdict = ("up" if test["difference"] > 0 else "down") if test is not None and significant else ""
+            if tests and test is None and system != loaded.baseline and values.get((name, system)) is not None:
+                verdict = UNTESTED
             row.append(Cell(text, text == best, verdict))
         rows.append(row)
-    return Table(f"table-{measure}", caption, ("data set", *systems), rows)
+    return Table(f"table-{measure}", caption, ("data set", *(names[system] for system in systems)), rows)
+
+
+def _alone(loaded: Results) -> dict[str, str]:
+    """Systems measured on one data set alone where others were on several, which would be columns of dashes: system ->
+    that data set."""
+    by_system: dict[str, list[str]] = {}
+    for record in loaded.records:
+        by_system.setdefault(record["system"], []).append(record["dataset"])
+    if max(map(len, by_system.values()), default=0) < MOST_SETS:
+        return {}
+    return {system: names[0] for system, names in by_system.items() if len(names) == 1}
+
+
+def _narrow(loaded: Results) -> str:
+    """What the columns' short names stand for, and the systems that have no column."""
+    names = short_names(r["system"] for r in loaded.records)
+    values = {(r["dataset"], r["system"]): r["measures"].get(NDCG) for r in loaded.records}
+    text = "".join(
+        f" {names[system]} was measured on {dataset} only: {score(values[dataset, system])}."
+        for system, dataset in _alone(loaded).items()
+    )
+    models = models_of(loaded.records)
+    meant = ", ".join(f"{short} is {model}" for model, short in models.items() if short != model)
+    return f"{text} Names: {meant}." if meant else text
+
+
+def _counted(pairs: Sequence[Mapping[str, Any]]) -> str:
+    gains, losses = (sum(r["p_corrected"] < LEVEL and sign * r["difference"] > 0 for r in pairs) for sign in (1, -1))
+    return (
+        f"{len(pairs)} comparisons: {gains} significant gain{'s' * (gains != 1)}, {losses} loss{'es' * (losses != 1)}"
+    )
 
 
 def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     helped = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
     harmed = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
-    summary = f"Of {len(pairs)} comparisons of reasoning on against off, "
+    summary = f"Of {len(pairs)} comparisons of a model with and without reasoning, "
     if not helped and not harmed:
         return summary + "none shows a significant difference (p < 0.05 after correction)."
     parts = [
@@ -322,8 +393,8 @@ def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
     return f"{summary}{' and '.join(parts)} (p < {LEVEL:g} after correction)."
 
 
-def _interval(label: str, row: Mapping[str, Any]) -> Interval:
-    return Interval(label, row["difference"], row["low"], row["high"], row["p_corrected"] < LEVEL)
+def _difference_mark(row: Mapping[str, Any]) -> Mark:
+    return difference_mark(row["difference"], row["low"], row["high"], row["p_corrected"] < LEVEL)
 
 
 def _difference(off: Sequence[float], on: Sequence[float]) -> list[float]:

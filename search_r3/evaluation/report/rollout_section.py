@@ -24,7 +24,9 @@ from search_r3.evaluation.report.page_elements import (
     percent,
     score,
 )
-from search_r3.evaluation.report.svg import WIDTH, Plot, histogram
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.svg import histogram
+from search_r3.evaluation.report.system_names import short_models
 
 ROLLOUTS = "search-r3 rollouts --dataset scifact --before models/SFT --after runs/grpo/best"
 SHOWN = {
@@ -52,6 +54,7 @@ def rewards(loaded: Results) -> Section:
             "weights by cosines, so it is inflated when all cosines are high; nDCG is shown alongside for that reason."
         )
     )
+    section.summary = "what sampled reasoning earns, before and after stage 2"
     for name, record in [*pairs, *alone]:
         section.blocks += _one(name, record)
     return section
@@ -60,12 +63,13 @@ def rewards(loaded: Results) -> Section:
 def reward_plots(name: str, record: Mapping[str, Any], width: int = WIDTH) -> list[str]:
     """Histograms of a record's models, as shares of the rollouts."""
     plots = []
+    short = short_models(model["system"] for model in _models(record))
     for metric, title in SHOWN.items():
         groups, summary = [], []
         for model in _models(record):
             counts = model["histograms"]["counts"].get(metric)
             if counts and sum(counts):
-                groups.append((model["system"], [count / sum(counts) for count in counts]))
+                groups.append((short[model["system"]], [count / sum(counts) for count in counts]))
                 above = model["figures"][metric]["share_above_half"]
                 summary.append(
                     f"{model['system']}: mean {score(model['figures'][metric]['mean'])}, {percent(above)} above 0.5"
@@ -86,7 +90,8 @@ def _one(name: str, record: Mapping[str, Any]) -> list[Any]:
         for model in models
     )
     blocks: list[Any] = [Heading(title, f"rollouts-{name}"), Text(summary, "note"), Figures(reward_plots(name, record))]
-    head = ["reward", *(f"{s['system']}: mean" for s in models), *(f"{s['system']}: above 0.5" for s in models)]
+    names = short_models(model["system"] for model in models).values()
+    head = ["reward", *(f"{name}: mean" for name in names), *(f"{name}: above 0.5" for name in names)]
     rows = []
     for metric in models[0]["figures"]:
         row: list[Any] = [metric, *(score(model["figures"][metric]["mean"]) for model in models)]

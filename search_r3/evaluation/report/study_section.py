@@ -12,6 +12,7 @@ from typing import Any
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.report.axes import MINUS, number
 from search_r3.evaluation.report.comparison import LEVEL
+from search_r3.evaluation.report.interval_plots import Row, difference_mark, interval_plot
 from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import (
     COMPARISON_HEAD,
@@ -29,7 +30,9 @@ from search_r3.evaluation.report.page_elements import (
     score,
     signed,
 )
-from search_r3.evaluation.report.svg import WIDTH, Interval, Plot, Series, intervals, line_plot, scatter
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.svg import Series, line_plot, scatter
+from search_r3.evaluation.report.system_names import short_mode
 
 STUDY = "search-r3 study --dataset scifact --system models/NAME"
 BATCHES = {"batch_1": "one query", "batch_32": "32 queries"}
@@ -48,6 +51,7 @@ def studies(loaded: Results) -> Section:
             "reasoning is not what helps."
         )
     )
+    section.summary = f"controls, budgets and latency on {', '.join(s['dataset'] for s in loaded.studies)}"
     for study in loaded.studies:
         section.blocks += _study(study)
     return section
@@ -72,7 +76,7 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
             f"{name}-{against}",
             f"{NDCG} minus that of {'the baseline alone' if against == 'baseline' else against}",
             ("mode", "against", *COMPARISON_HEAD),
-            [[row["mode"], row["against"], *comparison_cells(row, LEVEL)] for row in rows],
+            [[short_mode(row["mode"]), short_mode(row["against"]), *comparison_cells(row, LEVEL)] for row in rows],
             words=(1,),
         )
         for against, rows in families.items()
@@ -91,22 +95,50 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
 
 def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     """The difference of every mode from off, with its interval; "" without comparisons."""
-    rows: Sequence[Mapping[str, Any]] = next(
-        (family["comparisons"] for family in study["families"] if family["against"] == "off"), []
-    )
+    rows = _against_off(study)
     if not rows:
         return ""
-    shown = [Interval(r["mode"], r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL) for r in rows]
+    shown = [
+        Row(short_mode(r["mode"]), [difference_mark(r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL)])
+        for r in rows
+    ]
     description = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
     title = f"Every mode against off, {study['dataset']}"
-    note = "95% intervals; filled dots: p < 0.05 (Holm)"
-    return intervals(
-        Plot(f"controls-{_key(study)}", title, description, f"{NDCG}, mode minus off", "", width, note), shown
+    note = "95% intervals; filled: p < 0.05 (Holm)"
+    plot = Plot(f"controls-{_key(study)}", title, description, f"{NDCG}, mode minus off", "", width, note)
+    return interval_plot(plot, shown)
+
+
+def _against_off(study: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return next((family["comparisons"] for family in study["families"] if family["against"] == "off"), ())
+
+
+def budget_gain_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
+    """What each budget of reasoning changes against off, with its interval; "" without comparisons."""
+    rows = {row["mode"]: row for row in _against_off(study)}
+    points = [point for point in study["budgets"] if point["budget"] is not None and point["mode"] in rows]
+    if not points:
+        return ""
+    names = [str(point["budget"]) for point in points]
+    found = [rows[point["mode"]] for point in points]
+    line = Series(
+        "",
+        [(float(i), row["difference"]) for i, row in enumerate(found)],
+        ribbon=[(r["low"], r["high"]) for r in found],
     )
+    description = "; ".join(
+        f"{name}: {signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})"
+        for name, row in zip(names, found, strict=True)
+    )
+    plot = Plot(
+        f"budget-quality-{_key(study)}", f"Quality by budget, {study['dataset']}", description,
+        "tokens of reasoning allowed", f"{NDCG} minus off", width, "95% intervals, uncorrected",
+    )  # fmt: skip
+    return line_plot(plot, [line], x_names=names, level=("off", 0.0))
 
 
 def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
-    """nDCG@10, tokens and latency over the budgets, and quality against latency."""
+    """Change of nDCG@10, tokens and latency over the budgets, and quality against latency; "" for what is missing."""
     points = [point for point in study["budgets"] if point["budget"] is not None]
     off = next((point for point in study["budgets"] if point["budget"] is None), None)
     if not points:
@@ -122,11 +154,9 @@ def budget_plots(study: Mapping[str, Any], width: int = WIDTH) -> list[str]:
         about = Plot(f"{name}-{_key(study)}", title + suffix, description, axis, y_label, width)
         return line_plot(about, series, x_names=names, **options)
 
-    quality = [(float(i), point["measures"][NDCG]) for i, point in enumerate(points)]
-    level = ("off", off["measures"][NDCG]) if off else None
     tokens = [(float(i), point["mean_tokens"] or 0.0) for i, point in enumerate(points)]
     plots = [
-        plot("budget-quality", "Quality by budget", NDCG, [Series("", quality)], level=level),
+        budget_gain_plot(study, width),
         plot("budget-tokens", "Tokens written by budget", "mean tokens per query", [Series("", tokens)], zero=True),
     ]
     timed = [point for point in points if point.get("latency")]
@@ -197,7 +227,7 @@ def _modes(study: Mapping[str, Any], against_off: list[Any], name: str) -> Table
         tokens = mode.get("mean_tokens")
         body.append(
             [
-                mode["mode"],
+                short_mode(mode["mode"]),
                 Cell(shown, shown == best),
                 *cells,
                 "" if tokens is None else f"{tokens:.1f}",

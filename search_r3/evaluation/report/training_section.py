@@ -11,9 +11,33 @@ from typing import Any
 
 from search_r3.evaluation.report.axes import number
 from search_r3.evaluation.report.load_results import Results, TrainingRun
-from search_r3.evaluation.report.page_elements import Details, Figures, Heading, Placeholder, Section, Table, Text
-from search_r3.evaluation.report.svg import WIDTH, Plot, Point, Series, line_plot
-from search_r3.training_curves import LOG_SPAN, PANELS, Panel, finite_points, metric_points, running_mean
+from search_r3.evaluation.report.page_elements import (
+    Details,
+    Figures,
+    Heading,
+    Placeholder,
+    Section,
+    Table,
+    Text,
+    score,
+)
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.svg import Point, Series, line_plot
+from search_r3.evaluation.report.system_names import short_models
+from search_r3.training_curves import (
+    FEW_POINTS,
+    LOG_SPAN,
+    PANELS,
+    Panel,
+    best_dev,
+    constants,
+    dev_intervals,
+    dev_mean,
+    finite_points,
+    metric_points,
+    resumed_after,
+    running_mean,
+)
 
 KEEP = "search-r3 card models/NAME --run results/training/NAME --keep runs/NAME"
 BENCHMARK = "python benchmarks/environment.py --recording build/recording"
@@ -21,8 +45,10 @@ MOST_DOTS = 30
 """A line of more points than this is drawn without dots, and with its raw values behind the running mean."""
 MOST_POINTS = 150
 """Maximum number of points of a line; each is the mean over a stretch of steps."""
-SHOWN = ("loss", "dev", "reward", "dev-reward", "length", "dev-length", "kl", "age", "stale", "emission")
-"""The panels of `training_curves.PANELS` that the page shows, in its order."""
+SHOWN = ("reward", "dev", "kl", "loss", "dev-reward", "length", "dev-length", "age", "stale", "emission")
+"""The panels of `training_curves.PANELS` that the page shows, in this order."""
+MODES = {"off": "direct", "on": "reasoning", "latent": "latent", "read": "reading"}
+"""The modes of the dev plot, by their endings."""
 ENVIRONMENT = {
     "age": "mean age of rows, steps",
     "recall": "recall@10, rollouts",
@@ -38,6 +64,7 @@ def training(loaded: Results) -> Section:
     if not runs:
         section.blocks.append(Placeholder("The results include no training run.", KEEP))
         return section
+    section.summary = ", ".join(short_models(run.name for run in runs).values())
     for run in runs:
         about = run.about
         summary = f"{run.steps[-1]['step']:,} steps"
@@ -45,8 +72,26 @@ def training(loaded: Results) -> Section:
             summary += f" in {about['hours']:.2f} hours on {about.get('hardware', 'an unknown machine')}"
         commit = (about.get("commit") or "not known").removesuffix("-dirty")[:7]
         summary += f"; {about['command']}, commit {commit}." if about.get("command") else "."
-        section.blocks += [Heading(run.name, f"run-{run.name}"), Text(summary, "note"), Figures(run_plots(run))]
+        section.blocks += [Heading(run.name, f"run-{run.name}"), Text(f"{summary} {_remarks(run)}".strip(), "note")]
+        section.blocks.append(Figures(run_plots(run)))
     return section
+
+
+def _remarks(run: TrainingRun) -> str:
+    """The best step, the resumes, and the metrics that never changed."""
+    parts = []
+    best = best_dev(run.steps, run.dev)
+    if best:
+        parts.append(f"Best dev nDCG@10 {MODES[best[0]]}: {score(best[2])} after step {best[1]:,}.")
+        if not dev_intervals(run.dev, best[0]):
+            parts.append("Its log has no intervals of dev metrics.")
+    resumed = [f"{step:,}" for step in resumed_after(run.steps)]
+    if resumed:
+        parts.append(f"Resumed after step {', '.join(resumed)}.")
+    fixed = [line for panel in PANELS for line in constants(run.steps, panel)]
+    if fixed:
+        parts.append(f"Constant: {'; '.join(fixed)}.")
+    return " ".join(parts)
 
 
 def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN) -> list[str]:
@@ -54,8 +99,11 @@ def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN)
     panels = {panel.name: panel for panel in PANELS}
     plots = []
     for panel in (panels[name] for name in SHOWN if name in only):
+        if panel.name == "dev":
+            plots += _dev_plot(run, width)
+            continue
         lines = _dev_lines(run, panel) if panel.dev else _step_lines(run, panel)
-        if not lines:
+        if not lines or constants(run.steps, panel):
             continue
         title = panel.short_title[0].upper() + panel.short_title[1:]
         summary = [one for one in lines if not one.faint]
@@ -68,6 +116,25 @@ def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN)
         log = panel.log and not panel.from_zero and _wide(summary)
         plots.append(line_plot(plot, lines, zero=panel.from_zero, log=log))
     return plots
+
+
+def _dev_plot(run: TrainingRun, width: int) -> list[str]:
+    """The mean dev nDCG@10 of each mode with its intervals, the best step marked; [] if none was logged."""
+    lines = []
+    for style, (mode, label) in enumerate(MODES.items()):
+        points = dev_mean(run.dev, mode)
+        if points:
+            lines.append(Series(label, points, style, ribbon=dev_intervals(run.dev, mode)))
+    if not lines:
+        return []
+    best = best_dev(run.steps, run.dev)
+    description = "; ".join(
+        f"{one.label}: " + ", ".join(f"{number(y, 3)} at step {x:,.0f}" for x, y in one.points) for one in lines
+    )
+    note = "95% intervals over the dev queries" * any(one.ribbon for one in lines)
+    plot = Plot(f"dev-{run.name}", "Dev nDCG@10", description, "step", "", width, note)
+    mark = (f"best, step {best[1]:,}", (best[1], best[2])) if best else None
+    return [line_plot(plot, lines, mark=mark, direct_labels=True, joined=len(lines[0].points) >= FEW_POINTS)]
 
 
 def environment(loaded: Results) -> Section:
@@ -83,6 +150,7 @@ def environment(loaded: Results) -> Section:
             "step; the error is the distance between rewards in the stale corpus and rewards in a fresh one."
         )
     )
+    section.summary = "how stale the documents' embeddings become, by refresh policy"
     for name, measured in known:
         goals = {
             key: goal for key, goal in (measured.get("goals") or {}).items() if isinstance(goal, dict) and "met" in goal
@@ -102,32 +170,40 @@ def environment(loaded: Results) -> Section:
         for title, world in _worlds(measured):
             section.blocks.append(Heading(title, f"{name}-{title}"))
             section.blocks.append(Figures(environment_plots(f"{name}-{title}", world)))
-            section.blocks.append(Details("Means over the steps, by policy", [_policies(f"{name}-{title}", world)]))
+            section.blocks.append(Details("All policies: means over the steps", [_policies(f"{name}-{title}", world)]))
         if measured.get("million"):
             section.blocks.append(_million(name, measured["million"]))
     return section
 
 
 def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -> list[str]:
-    """One plot per curve, one line per policy."""
+    """One plot per curve with a labeled line for each of `_shown_policies`; the table has the others."""
     plots = []
+    shown = _shown_policies(world)
     for curve, label in ENVIRONMENT.items():
         lines = []
-        for style, (policy, curves) in enumerate((world.get("curves") or {}).items()):
-            series = curves.get(curve) or {}
+        for style, policy in enumerate(shown):
+            series = world["curves"][policy].get(curve) or {}
             points = finite_points(list(zip(series.get("steps", ()), series.get("values", ()), strict=False)))
             if points:
                 lines.append(Series(policy, _thin(points), style, markers=False))
         if lines:
             description = "; ".join(f"{one.label}: {number(one.points[-1][1], None)} at the end" for one in lines)
-            plots.append(
-                line_plot(
-                    Plot(f"{name}-{curve}", label[0].upper() + label[1:], description, "step", "", width),
-                    lines,
-                    zero="error" in curve or curve == "age",
-                )
-            )
+            plot = Plot(f"{name}-{curve}", label[0].upper() + label[1:], description, "step", "", width)
+            plots.append(line_plot(plot, lines, zero="error" in curve or curve == "age", direct_labels=True))
     return plots
+
+
+def _shown_policies(world: Mapping[str, Any]) -> list[str]:
+    """Of the policies with curves: "none", and the two others of the lowest mean reward error, without "full", which
+    re-encodes every row; variants ("selective, by age alone") count as one policy."""
+    curves, means = world.get("curves") or {}, world.get("policies") or {}
+    others = [policy for policy in curves if policy not in ("none", "full")]
+    others.sort(key=lambda policy: (means.get(policy) or {}).get("error", math.inf))
+    best: dict[str, str] = {}
+    for policy in others:
+        best.setdefault(policy.partition(",")[0], policy)
+    return [*list(best.values())[:2], *(policy for policy in curves if policy == "none")]
 
 
 def _step_lines(run: TrainingRun, panel: Panel) -> list[Series]:

@@ -81,6 +81,7 @@ def results(root, tmp_path_factory):
     path.write_text(json.dumps(record | {"commit": "abcdef0123-dirty", "hardware": "A <big> machine"}))
     write_json(output / "studies/topics/mine.json", made_up_study())
     write_json(output / "studies/topics/mine/auto.json", {"no": "study"})
+    write_json(output / "studies/elsewhere/mine.json", made_up_study() | {"dataset": "elsewhere"})
     sides = [made_up_rollouts("mine-sft", 0), made_up_rollouts("mine-grpo", 3)]
     for side in sides:
         write_json(output / f"rollouts/topics.dev/{side['system']}.json", side)
@@ -202,23 +203,26 @@ class Reader(HTMLParser):
 def test_every_section_is_there_and_filled(page):
     reader = Reader(page[0])
     assert reader.open == []
-    names = ["measured", "results", "reasoning", "studies", "gains", "rewards", "training", "environment", "examples"]
+    names = ["answers", "results", "reasoning", "studies", "gains", "examples", "rewards", "training", "environment",
+             "measured"]  # fmt: skip
     assert [link for link in reader.links if link != "#main"] == [f"#{name}" for name in names]
     assert len(set(reader.ids)) == len(reader.ids)
     assert set(names) <= set(reader.ids)
     assert "To create it:" not in page[0]
     said = {name: " ".join(reader.text[name].split()) for name in names}
     for name, words in {
+        "answers": ["Which model is best?", "Does reasoning help?", "Against the direct embedding, its own reasoning",
+                    "What does it cost?", "12 ms direct and 12 ms with reasoning on topics", "mine, direct, against"],
         "measured": ["A <big> machine", "abcdef0+", "bm25, mine.off, mine.on", "topics"],
         "results": ["Documents were cut at 64 tokens for mine.off, mine.on.", "Few queries", "topics: training "
                     "pairs were made from it (titles)", "Recall@10", "uncommitted changes"],
         "studies": ["Every mode against off, topics", "what shuffled is", "Quality by budget", "Latency by budget",
                     "95% of the gain needs 45% of the tokens", "half the tokens is met", "one remark"],
         "rewards": ["mine-sft and mine-grpo", "90% of the samples emit", "+0.2500 ▲", "30%"],
-        "training": ["60 steps in 1.50 hours", "KL to stage 1", "Mean age of documents", "topics off",
+        "training": ["60 steps in 1.50 hours", "KL to stage 1", "Mean age of documents", "Dev nDCG@10",
                      "Loss and its terms"],
         "environment": ["Simulated: 600 rows", "missed", "0.0125"],
-        "examples": ["<u>why", "cut off at the budget", "x…"],
+        "examples": ["<u>why", "cut off at the budget", "x…", "elsewhere: mine, 1 won"],
     }.items():  # fmt: skip
         for word in words:
             assert word in said[name], (name, word)
@@ -254,7 +258,29 @@ def test_a_verdict_needs_a_corrected_p_below_the_level(results, root):
         found.tests = {("topics", "mine.off"): comparison(-0.2, p)}
         table = next(s for s in sections(found) if s.name == "results").blocks[0]
         verdicts = [cell.verdict for row in table.rows for cell in row[1:] if cell.verdict]
-        assert verdicts == ["down"] * marks
+        assert verdicts == ["down"] * marks + ["untested"]  # the second system has no test
+
+
+def test_a_win_below_the_shown_documents_says_where_the_relevant_one_stands(results, root):
+    found = load_results(results, None, root)
+    row = found.by_dataset["topics"].examples["mine"]["worst"][0]
+    assert row["relevant"]["on"] == row["on"]["first_relevant"]
+    assert "Relevant, rank" not in render_with(found, row | {"relevant": row["relevant"] | {"off": 1, "on": 3}})
+    html = render_with(found, row | {"relevant": row["relevant"] | {"off": 12, "on": None}})
+    assert "Relevant, rank 12 without and not found with reasoning: " in html
+
+
+def render_with(found, row) -> str:
+    found.by_dataset["topics"].examples["mine"] = {"best": [], "worst": [row]}
+    return render(found)
+
+
+def test_the_answers_are_open_and_everything_else_is_folded(page):
+    html = page[0]
+    first, _, rest = html.partition('<section id="results"')
+    assert "<details" not in first.partition("<main")[2]
+    assert rest.count('<details class="section">') == 9
+    assert html.index('id="measured"') > html.index('id="environment"')
 
 
 def test_what_others_wrote_is_text_and_nothing_is_loaded(page):
@@ -281,7 +307,17 @@ def test_the_same_results_give_the_same_bytes_and_no_path_of_the_machine(results
 
 def test_plots_are_files_with_their_own_light_and_dark(page):
     names = [path.stem for path in page[1][1:]]
-    assert names == ["systems", "reasoning", "controls", "budget", "latency", "adaptive", "rewards", "training"]
+    assert names == [
+        "forest",
+        "systems",
+        "reasoning",
+        "controls",
+        "budget",
+        "latency",
+        "adaptive",
+        "rewards",
+        "training",
+    ]
     for path in page[1][1:]:
         text = path.read_text()
         assert ET.fromstring(text).tag.endswith("svg")
@@ -305,6 +341,7 @@ def test_without_the_data_the_means_stand_and_the_page_says_so(results, tmp_path
     assert found.pairs == []
     html = render(found)
     assert "topics: data set not available" in html
+    assert "<strong>Not tested.</strong>" in html
     assert f"{found.records[0]['measures'][NDCG]:.3f}" in html
     assert "Query by query" in html
     assert 'class="area up"' in html  # a study keeps its scores

@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_r3.evaluation.report.axes import Scale, log_ticks, nice_ticks, number, padded, tick_labels
-from search_r3.evaluation.report.svg import (
-    WIDTH,
-    Interval,
-    Plot,
-    Series,
-    bars,
-    gain_plot,
-    histogram,
-    intervals,
-    line_plot,
-    scatter,
-)
+from search_r3.evaluation.report.interval_plots import GRAY, Mark, Row, difference_mark, interval_plot
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.svg import Series, gain_plot, histogram, line_plot, scatter
+from search_r3.training_curves import spread
 
 PLOT = Plot("a plot/1", 'A <b> & "title"', "What it <shows>", "x", "y")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,8 +22,16 @@ DRAWN = {
         PLOT, [Series("off <i>", [(0, 0.5), (1, 0.7)]), Series("on", [(0, 0.4), (1, 0.9)], 1)],
         level=("base", 0.6), mark=("here", (1, 0.9)),
     ),
-    "bars": lambda: bars(PLOT, [("scifact", [0.5, None]), ("cosqa", [0.1, 0.25])], ["bm25", "x & y"]),
-    "intervals": lambda: intervals(PLOT, [Interval("on", 0.1, 0.05, 0.2, True), Interval("no", -0.1, -0.3, 0, False)]),
+    "labels": lambda: line_plot(PLOT, [Series("a", [(0, 1), (9, 2)]), Series("b", [(0, 1), (9, 2)], 1)],
+                                direct_labels=True),
+    "ribbon": lambda: line_plot(PLOT, [Series("", [(0, 0.5), (1, 0.7)], ribbon=[(0.4, 0.6), (0.5, 0.9)])]),
+    "means": lambda: interval_plot(PLOT, [Row("scifact (300)"), Row("x & y", [Mark(0.5, 0.4, 0.6)]),
+                                          Row("bm25", [Mark(0.1)], GRAY)], around_zero=False),
+    "forest": lambda: interval_plot(PLOT, [Row("mean", [Mark(0.1, 0, 0.2), Mark(-0.1, -0.2, 0, "s1", 1)], "strong"),
+                                           Row("few", [Mark(0.2, 0, 0.3, GRAY), Mark(0.1, shape=1)], GRAY)],
+                                    ["BM25", "MiniLM"]),
+    "intervals": lambda: interval_plot(PLOT, [Row("on", [difference_mark(0.1, 0.05, 0.2, True)]),
+                                              Row("no", [difference_mark(-0.1, -0.3, 0, False)])]),
     "histogram": lambda: histogram(PLOT, [0, 0.5, 1], [("before", [0.75, 0.25]), ("after", [0.5, 0.5])]),
     "gains": lambda: gain_plot(PLOT, [0.5, 0.0, -0.25, 0.0]),
     "scatter": lambda: scatter(PLOT, [("a", 10, 0.5), ("b", 1000, 0.6)], log_x=True),
@@ -89,20 +89,44 @@ def test_only_a_sure_difference_is_filled():
     assert "−0.100" in text
 
 
-def test_bars_leave_out_what_was_not_measured():
-    text = DRAWN["bars"]()
-    assert text.count('class="bar s0"') == 3  # two bars and the legend
-    assert text.count('class="bar s1"') == 2
-    assert "None" not in text
+def test_a_value_without_an_interval_is_hollow_and_says_so():
+    text = DRAWN["means"]()
+    assert text.count('class="range') == 1
+    assert "bm25: 0.1000, not tested" in text
+
+
+def test_series_differ_by_shape_and_few_queries_are_gray():
+    text = DRAWN["forest"]()
+    assert text.count("<circle") == 3  # two rows and the legend
+    assert text.count("<rect") == 3
+    assert text.count('class="range gray"') == 1
+    assert 'class="row muted"' in text
+    assert "few, MiniLM: +0.1000, not tested" in text
+
+
+def test_labels_at_the_ends_of_lines_do_not_overlap():
+    assert spread([50, 50, 51], 12, 0, 100) == [50, 62, 74]
+    assert spread([99, 10, 98], 12, 0, 100) == [100, 10, 88]
+    root = ET.fromstring(DRAWN["labels"]())
+    ys = [float(t.get("y")) for t in root.iter(f"{SVG}text") if t.text in ("a", "b")]
+    assert abs(ys[0] - ys[1]) > 11.8
+
+
+def test_a_ribbon_spans_its_intervals():
+    text = DRAWN["ribbon"]()
+    xs, ys = zip(
+        *re.findall(r"([\d.]+) ([\d.]+)", re.search(r'class="ribbon s0" d="([^"]+)Z"', text).group(1)), strict=True
+    )
+    assert len(set(xs)) == 2
+    assert min(map(float, ys)) < float(re.search(r'class="line s0" d="M[\d.]+ ([\d.]+)', text).group(1))
 
 
 @pytest.mark.parametrize(
     "draw",
     [
         lambda: line_plot(PLOT, []),
-        lambda: bars(PLOT, [("a", [None])], ["x"]),
-        lambda: bars(PLOT, [("a", [-1.0])], ["x"]),
-        lambda: intervals(PLOT, []),
+        lambda: interval_plot(PLOT, []),
+        lambda: interval_plot(PLOT, [Row("a heading")]),
         lambda: histogram(PLOT, [0, 1], [("a", [0.5, 0.5])]),
         lambda: gain_plot(PLOT, []),
         lambda: scatter(PLOT, []),

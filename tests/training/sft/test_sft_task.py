@@ -22,7 +22,8 @@ from search_r3.training.sft.contrastive import Candidates, document_key
 from search_r3.training.sft.sft_config import LossWeights, SFTConfig
 from search_r3.training.sft.sft_task import SFTTask, train_sft
 
-DEV_FIGURES = ("off", "on", "emission", "tokens", "median_tokens", "distinct", "uniformity", "alignment")
+DEV_FIGURES = ("off", "off_se", "on", "on_se", "emission", "tokens", "median_tokens", "distinct", "uniformity",
+               "alignment")  # fmt: skip
 WORDS = [
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"),
     *("iota", "kappa", "lamda", "mu", "nu", "xi", "omicron", "pi"),
@@ -377,7 +378,9 @@ def test_dev_metrics_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
     monkeypatch.setattr(dev_evaluation, "dev_pool", lambda *_: pool)
     task = task_of(tiny_model, some_pairs(), dev=["greek"])
     before = task.evaluate(task.module, 0)
-    assert set(before) == {f"greek.{n}" for n in DEV_FIGURES} | {"ndcg@10.off", "ndcg@10.on"}
+    means = {f"ndcg@10.{mode}{end}" for mode in ("off", "on") for end in ("", "_se")}
+    assert set(before) == {f"greek.{n}" for n in DEV_FIGURES} | means
+    assert 0 < before["ndcg@10.off_se"] == before["greek.off_se"] < 0.5
     optimizer = torch.optim.AdamW([p for p in task.module.parameters() if p.requires_grad], lr=0.01)
     for step in range(30):
         task.compute_loss(task.module, task.batch(step))[0].backward()

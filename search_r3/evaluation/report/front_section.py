@@ -1,0 +1,222 @@
+"""The report's first screen: which model is best, whether reasoning helps and by which kind, and what it costs.
+
+Each answer is one sentence with 95% intervals, beside a forest plot of the best of our systems against the baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from search_r3.evaluation.measures import NDCG
+from search_r3.evaluation.publish.tables import MODE_LABELS
+from search_r3.evaluation.report.axes import number
+from search_r3.evaluation.report.headline import FEW, Difference, Estimate, Kind, Ranking, differences, kinds, ranking
+from search_r3.evaluation.report.interval_plots import GRAY, Mark, Row, interval_plot
+from search_r3.evaluation.report.load_results import Results
+from search_r3.evaluation.report.page_elements import Answer, Front, Placeholder, Section
+from search_r3.evaluation.report.plot_parts import WIDTH, Plot
+from search_r3.evaluation.report.quality_section import EVALUATE
+from search_r3.evaluation.report.study_section import STUDY
+from search_r3.evaluation.report.system_names import is_control, models_of, short_names, split_mode
+from search_r3.evaluation.suite import SMALL
+from search_r3.evaluation.systems import BASELINES
+
+KINDS = {
+    "on": "its own reasoning",
+    "latent": "latent steps",
+    "given": "given reasoning",
+    "written": "another model's reasoning",
+    "read": "reading the first hits",
+    "read+on": "reading, then its own reasoning",
+    "read-2": "reading twice",
+    "given.shuffled": "another query's given reasoning",
+    "read.shuffled": "another query's first hits",
+}
+UNTESTED = "°"
+"""Marks a data set that was not tested, because its data are not available."""
+
+
+def front(loaded: Results) -> Section:
+    """The three answers and the forest plot."""
+    section = Section("answers", "In short", folded=False)
+    if not loaded.records:
+        section.blocks.append(Placeholder("Nothing has been evaluated yet.", EVALUATE))
+        return section
+    ranked = ranking(loaded)
+    answers = [_best(loaded, ranked), _reasoning(loaded), _cost(loaded, ranked)]
+    section.blocks.append(Front(answers, forest(loaded, ranked)))
+    return section
+
+
+def forest(loaded: Results, ranked: Ranking | None, width: int = WIDTH) -> str:
+    """The best of our systems against the baselines on every data set; "" if there is none to compare."""
+    ours = ranked.ours if ranked else next((r["system"] for r in loaded.records if split_mode(r["system"])[1]), "")
+    baselines = [name for name in BASELINES if any(r["system"] == name for r in loaded.records)]
+    found = differences(loaded, ours, baselines) if ours else []
+    if not found:
+        return ""
+    names = short_names(r["system"] for r in loaded.records)
+    rows = []
+    if ranked and ranked.against:
+        marks = [_mark(baselines.index(b), e.value, e, few=False) for b, e in ranked.against.items()]
+        rows.append(Row(f"mean of {len(ranked.datasets)}", marks, "strong"))
+    for name in dict.fromkeys(d.dataset for d in found):
+        rows.append(_row(loaded, [d for d in found if d.dataset == name], baselines))
+    legend = [names[baseline] for baseline in baselines]
+    description = "; ".join(f"{d.dataset}, {names[d.baseline]}: {_difference(d)}" for d in found)
+    title = f"{names[ours]}, against {' and '.join(legend)}"
+    note = f"95% intervals; gray: under {FEW} queries"
+    if any(d.interval is None for d in found):
+        note += f"; {UNTESTED} not tested"
+    plot = Plot("forest", title, description, f"{NDCG} minus the baseline's", "", width, note)
+    return interval_plot(plot, rows, legend)
+
+
+def _row(loaded: Results, found: Sequence[Difference], baselines: Sequence[str]) -> Row:
+    queries = next(r["num_queries"] for r in loaded.records if r["dataset"] == found[0].dataset)
+    untested = UNTESTED * any(d.interval is None for d in found)
+    label = f"{found[0].dataset.removesuffix(SMALL)} ({queries:,}){untested}"
+    marks = [_mark(baselines.index(d.baseline), d.value, d.interval, few=d.few) for d in found]
+    return Row(label, marks, GRAY if found[0].few else "")
+
+
+def _mark(index: int, value: float, interval: Estimate | None, *, few: bool) -> Mark:
+    style = GRAY if few else f"s{index}"
+    if interval is None:
+        return Mark(value, style=style, shape=index)
+    return Mark(value, interval.low, interval.high, style, index)
+
+
+def _difference(difference: Difference) -> str:
+    value = number(difference.value, 3, sign=True)
+    return value + (f" ({_ends(difference.interval)})" if difference.interval else ", not tested")
+
+
+def _best(loaded: Results, ranked: Ranking | None) -> Answer:
+    question = "Which model is best?"
+    if ranked is None:
+        return Answer(question, "Not tested", "No data set with judgments at hand was measured with all systems.")
+    names = short_names(r["system"] for r in loaded.records)
+    sentence = f"Mean {NDCG} {number(ranked.best_mean.value)} ({_ends(ranked.best_mean, sign=False)})"
+    if ranked.ours:
+        subject = "it is" if ranked.best == ranked.ours else f"the best of ours, {names[ranked.ours]}, is"
+        against = " and ".join(_against(names[baseline], estimate) for baseline, estimate in ranked.against.items())
+        sentence += f"; {subject} {against}" if against else ""
+    return Answer(question, names[ranked.best], f"{sentence}.", _over(ranked.datasets))
+
+
+def _against(name: str, estimate: Estimate) -> str:
+    """A difference in words: "0.022 below MiniLM (0.007 to 0.038)", or with its sign if the interval contains 0."""
+    if estimate.low <= 0 <= estimate.high:
+        return f"not clearly different from {name}: {_signed(estimate)}"
+    ends = sorted((abs(estimate.low), abs(estimate.high)))
+    word = "above" if estimate.value > 0 else "below"
+    return f"{number(abs(estimate.value))} {word} {name} ({number(ends[0])} to {number(ends[1])})"
+
+
+def _reasoning(loaded: Results) -> Answer:
+    question = "Does reasoning help?"
+    found = kinds(loaded)
+    shown = [kind for kind in found if not is_control(kind.mode)]
+    if not shown:
+        return Answer(question, "Not tested", "No model has runs with and without reasoning on data at hand.")
+    models = models_of(loaded.records)
+    gains = list(dict.fromkeys(_kind(kind) for kind in shown if kind.helps))
+    losses = list(dict.fromkeys(_kind(kind) for kind in shown if kind.change.high < 0))
+    if gains:
+        verdict = f"Yes: {' and '.join(gains)}"
+    elif losses:
+        verdict = "No: it harms" if len(losses) == len({_kind(k) for k in shown}) else "No"
+    else:
+        verdict = "No gain shown"
+    usual = shown[0].datasets
+    parts = [f"{name} changes {NDCG} by {changes}" for name, changes in _by_kind(shown, models, usual)]
+    note = _over(usual)
+    others = _by_kind([kind for kind in found if is_control(kind.mode)], models, usual)
+    controls = [f"{name} {changes}" for name, changes in others]
+    note += f" Controls: {'; '.join(controls)}." if controls else ""
+    return Answer(question, verdict, f"Against the direct embedding, {'; '.join(parts)}.", note + _content(loaded))
+
+
+def _content(loaded: Results) -> str:
+    """Whether the content of the reasoning matters, by the studies' control with another query's reasoning."""
+    parts = []
+    for study in loaded.studies:
+        rows = next((family["comparisons"] for family in study["families"] if family["against"] == "off"), [])
+        row = next((row for row in rows if row["mode"] == "shuffled"), None)
+        if row:
+            parts.append(f"{_signed(Estimate(row['difference'], row['low'], row['high']))} on {study['dataset']}")
+    return f" With another query's reasoning instead: {', '.join(parts)}." if parts else ""
+
+
+def _by_kind(found: Sequence[Kind], models: Mapping[str, str], usual: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Each kind's name and its changes; data sets are named where they are not the `usual` ones."""
+    grouped: dict[str, list[str]] = {}
+    for kind in found:
+        where = f" in {models[kind.model]}" if len(models) > 1 else ""
+        where += "" if kind.datasets == usual else f" on {', '.join(kind.datasets)}"
+        grouped.setdefault(_kind(kind), []).append(f"{_signed(kind.change)}{where}")
+    return [(name, " and ".join(changes)) for name, changes in grouped.items()]
+
+
+def _cost(loaded: Results, ranked: Ranking | None) -> Answer:
+    question = "What does it cost?"
+    parts, ratios, machines = [], [], []
+    for study in loaded.studies:
+        points = {point["budget"]: point for point in study["budgets"] if point.get("latency")}
+        direct, reasoned = points.get(None), points.get(study["settings"]["budget"])
+        if direct and reasoned:
+            a, b = direct["latency"]["batch_1"], reasoned["latency"]["batch_1"]
+            ratios.append(b["median_ms"] / a["median_ms"])
+            machines.append(study["hardware"])
+            parts.append(
+                f"{_ms(a['median_ms'])} direct and {_ms(b['median_ms'])} with reasoning on {study['dataset']} "
+                f"(95% of queries within {_ms(a['p95_ms'])} and {_ms(b['p95_ms'])})"
+            )
+    batches = _batches(loaded, ranked)
+    if not parts:
+        verdict = "Not timed one query at a time"
+        return Answer(question, verdict, batches or f"A study times it: {STUDY}.")
+    low, high = round(min(ratios)), round(max(ratios))
+    times = f"{high}" if low == high else f"{low} to {high}"
+    sentence = f"One query takes {', '.join(parts)}."
+    note = f"Encoding alone, on {', '.join(dict.fromkeys(machines))}. {batches}".strip()
+    return Answer(question, f"{times} times the time of a direct query", sentence, note)
+
+
+def _batches(loaded: Results, ranked: Ranking | None) -> str:
+    """Seconds per query of the evaluation itself, for every mode of the best model."""
+    model = split_mode(ranked.ours)[0] if ranked and ranked.ours else ""
+    spent: dict[str, tuple[float, int]] = {}
+    for record in loaded.records:
+        name, mode = split_mode(record["system"])
+        seconds = (record.get("seconds") or {}).get("queries")
+        if name == model and ranked and record["dataset"] in ranked.datasets and seconds and not is_control(mode):
+            before = spent.get(mode, (0.0, 0))
+            spent[mode] = (before[0] + seconds, before[1] + record["num_queries"])
+    if not spent:
+        return ""
+    parts = [f"{MODE_LABELS.get(mode, mode)} {_ms(1e3 * s / n)}" for mode, (s, n) in spent.items()]
+    return f"In batches, per query, with other work running: {', '.join(parts)}."
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:,.0f}\u00a0ms"
+
+
+def _kind(kind: Kind) -> str:
+    return KINDS.get(kind.mode, kind.mode)
+
+
+def _over(datasets: Sequence[str]) -> str:
+    if len(datasets) == 1:
+        return f"On {datasets[0]}; 95% interval over its queries."
+    return f"Mean over {', '.join(datasets)}; 95% intervals over queries."
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{number(estimate.value, 3, sign=True)} ({_ends(estimate)})"
+
+
+def _ends(estimate: Estimate, *, sign: bool = True) -> str:
+    return f"{number(estimate.low, 3, sign=sign)} to {number(estimate.high, 3, sign=sign)}"
