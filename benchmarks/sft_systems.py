@@ -75,7 +75,7 @@ class Ours:
         checkpoint.model.set_attn_implementation(spec.attention)
         torch.manual_seed(SEED)  # LoRA's first weights
         self.task = SFTTask(config, checkpoint, pairs)
-        self.task.sampler = InOrder(pairs, spec.global_batch_size)  # type: ignore[assignment]
+        self.task.collator.sampler = InOrder(pairs, spec.global_batch_size)  # type: ignore[assignment]
         self.module = self.task.module.to(spec.device)
         self.spec, self.lora, self.loop, self.temperature = spec, config.lora, config.loop, config.temperature
         fused = getattr(self.task.policy, "_runs_fused", None)  # where the policy has a fused decoder of its own

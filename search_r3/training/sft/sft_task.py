@@ -7,7 +7,7 @@ in latent steps, and a fourth, with the passages that a search found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,42 +22,31 @@ from search_r3.errors import InputError
 from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
-from search_r3.model.searchr3 import SearchR3, encode_as_text
-from search_r3.model.tokenization import Text, fold_texts
-from search_r3.prompts import (
-    PromptTemplate,
-    reading_conversation,
-    render,
-    templates_of,
-    with_latent_steps,
-    with_reading,
-)
+from search_r3.model.searchr3 import SearchR3
+from search_r3.prompts import with_latent_steps, with_reading
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
 from search_r3.training.distributed import collectives
 from search_r3.training.distributed.sharding import start_processes
 from search_r3.training.lora.live_encoder import LiveEncoder
-from search_r3.training.lora.policy import Encoded, Policy, Rows, add_lora, freeze_lowest_layers
+from search_r3.training.lora.policy import Encoded, Policy, add_lora, freeze_lowest_layers
 from search_r3.training.losses import kl_to_base, sft_cross_entropy
 from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.batch import Batch
 from search_r3.training.sft.batch_sampler import make_sampler
+from search_r3.training.sft.collator import SFTCollator, process_share
 from search_r3.training.sft.contrastive import (
     Candidates,
     ContrastiveSettings,
     CrossBatchMemory,
-    batch_documents,
     contrastive_terms,
     document_key,
     known_answers,
 )
 from search_r3.training.sft.fixed_documents import FixedDocuments, fixed_documents
-from search_r3.training.sft.in_batch_lm import CONVERSATION, InBatchLM
-from search_r3.training.sft.query_augmentation import draw_texts, self_teaching
-from search_r3.training.sft.reading_rows import ReadingRows, plan_reading, trace_name
-from search_r3.training.sft.self_reasoning import SelfReasoning
+from search_r3.training.sft.query_augmentation import self_teaching
 from search_r3.training.sft.sft_config import SFTConfig
-from search_r3.training.sft.trust import direct_and_false, false_reasoning
+from search_r3.training.sft.trust import direct_and_false
 from search_r3.training.sft.view_distillation import taught_queries, view_distillation
 from search_r3.training.stage import train_stage
 
@@ -90,7 +79,6 @@ class SFTTask:
         if reads and not any(pair.passages for pair in pairs):
             raise InputError("reading_ratio is set, but no pair has passages; search-r3 data read adds them to a file")
         checkpoint = self.checkpoint = replace(checkpoint, contract=replace(contract, prompts=prompts))
-        self.tokenizer = checkpoint.tokenizer
         dimension = checkpoint.contract.dimension
         if any(size > dimension for size in config.matryoshka):
             raise InputError(f"matryoshka: an embedding of this model has {dimension} dimensions, not more")
@@ -108,32 +96,13 @@ class SFTTask:
             activation_checkpointing=config.activation_checkpointing,
         )
         self.module: nn.Module = self.policy
-        templates = templates_of(prompts, self.tokenizer)
-        self.document, self.query, self.reasoning = (templates[name] for name in ("document", "query", "reasoning"))
-        self.latent: PromptTemplate | None = templates.get("latent")
-        self.reading = templates.get("reading", self.query)
-        conversation = prompts.reading or reading_conversation()
-        self.reading_rows = ReadingRows(conversation, self.tokenizer, config.max_query_tokens, contract.fold_capitals)
-        self.in_batch_lm: InBatchLM | None = None
-        if config.weights.in_batch_lm:
-            template = render(CONVERSATION, self.tokenizer, give_answer=False)
-            self.in_batch_lm = InBatchLM(config, template, self._ids)
-        self.query_answer = len(self.query.suffix) - len(
-            render(prompts.query, self.tokenizer, give_answer=False).suffix
-        )
         self.teacher = TeacherRows(config.teacher) if config.teacher else None
-        self.sampler = make_sampler(pairs, config, self.teacher)
         self.pairs = pairs
         self.answers = known_answers(pairs)
-        self.memory = CrossBatchMemory(config.cross_batch_memory_size)
         self._live = LiveEncoder(self.policy, checkpoint, config.loop.mixed_precision)
-        self.self_reasoning = SelfReasoning(
-            config.self_reasoning_start_step,
-            config.self_reasoning_refresh_steps,
-            config.max_reasoning_tokens,
-            config.self_reasoning_temperature,
-            config.loop.seed,
-        )
+        sampler = make_sampler(pairs, config, self.teacher)
+        self.collator = SFTCollator(config, checkpoint, sampler, self.answers, self._encoder)
+        self.memory = CrossBatchMemory(config.cross_batch_memory_size)
         terms = {name for name in ("infonce", "triplet", "distillation") if getattr(config.weights, name)}
         self.settings = ContrastiveSettings(
             config.temperature,
@@ -149,68 +118,8 @@ class SFTTask:
         self.pools = load_dev_pools(config)
 
     def batch(self, step: int) -> Batch:
-        """The batch of `step`: a function of the seed, the step, the process, and the self-generated reasoning.
-
-        It does not depend on the number of processes, each of which gets its share of every conversation's rows.
-        """
-        config = self.config
-        if config.global_batch_size < collectives.world_size():
-            raise InputError(
-                f"global_batch_size is {config.global_batch_size}, too few for {collectives.world_size()} processes: "
-                "each needs at least one pair of the batch"
-            )
-        if config.self_reasoning_ratio:
-            self.self_reasoning.refresh(step, self._self_reasoning_queries, self._encoder)
-        pairs, with_reasoning, self_generated = self._plan(step)
-        false_words = false_reasoning(config, step, pairs)
-        true_words = sorted({*with_reasoning} - {*false_words})  # false words follow no passages, as in the target
-        reading = plan_reading(config, step, pairs, true_words, self.answers)
-        documents: list[str] = []
-        if self.fixed is None:
-            documents = batch_documents(
-                pairs, config.positives_per_pair, config.negatives_per_pair, config.loop.seed, step
-            )
-        texts = draw_texts(config, step, [pair.query for pair in pairs], documents)
-        parts = {"query": self._rows(self.query, _mine(texts.queries), config.max_query_tokens, self.query_answer)}
-        if self.fixed is None:
-            mine = _mine(texts.documents)
-            parts = {"document": self._rows(self.document, mine, config.max_document_tokens, 0)} | parts
-        if with_reasoning:
-            shown = [replace(pair, query=text) for pair, text in zip(pairs, texts.queries, strict=True)]
-            parts["reasoning"] = self._reasoning_rows(
-                shown, with_reasoning, self_generated, reading.before_reasoning, false_words
-            )
-        with_latent = self._latent_pairs(step, len(pairs))
-        if with_latent:
-            mine = _mine([texts.queries[i] for i in with_latent])
-            parts["latent"] = self._rows(self.latent, mine, config.max_query_tokens, 0)
-            parts["latent"].latent_steps = config.latent_steps
-        with_passages = list(reading.direct)
-        if with_passages:
-            queries = _mine([texts.queries[i] for i in with_passages])
-            passages = [reading.direct[with_passages[i]] for i in collectives.strided_indices(len(with_passages))]
-            parts["reading"] = self.reading_rows.rows(self.reading, queries, passages, self.query_answer)
-        if texts.changed_of:
-            parts["changed"] = self._rows(self.query, _mine(texts.changed), config.max_query_tokens, 0)
-        if not (config.weights.sft or config.weights.kl):  # no logits: they take 200 kB per token
-            for rows in parts.values():
-                rows.num_target_tokens = [0] * len(rows.rows)
-        query_documents = None
-        if self.in_batch_lm is not None:
-            query_documents = self.in_batch_lm.choose(step, len(pairs), len(documents))
-            parts["in_batch_lm"] = self.in_batch_lm.rows(query_documents, [pair.query for pair in pairs], documents)
-        return Batch(
-            parts,
-            pairs,
-            documents,
-            with_reasoning,
-            self_generated,
-            texts.changed_of,
-            with_latent,
-            with_passages,
-            query_documents,
-            false_words,
-        )
+        """The batch of `step`, see `SFTCollator.batch`."""
+        return self.collator.batch(step)
 
     def training_step(
         self, module: nn.Module, batch: Batch, backward: Callable[[Tensor], None]
@@ -301,9 +210,9 @@ class SFTTask:
             rows = direct_and_false(embedding, batch.with_reasoning, batch.false_words)
             metrics["rows_false"] = float(len(rows[0]))
             terms["trust"] = self._fitted_to(candidates, batch, *rows)
-        if self.in_batch_lm is not None and batch.query_documents is not None:
+        if self.collator.in_batch_lm is not None and batch.query_documents is not None:
             lengths = batch.parts["in_batch_lm"].num_target_tokens
-            terms["in_batch_lm"] = self.in_batch_lm.loss(
+            terms["in_batch_lm"] = self.collator.in_batch_lm.loss(
                 batch.query_documents, encoded["in_batch_lm"], lengths, embedding
             )
         loss = candidates.embedding_MD.new_zeros(())
@@ -311,61 +220,6 @@ class SFTTask:
             loss = loss + getattr(weights, name) * value
             metrics[name] = value.item()
         return loss, metrics
-
-    def _plan(self, step: int) -> tuple[list[TrainingPair], list[int], list[bool]]:
-        """The pairs of a step, the indices of those also trained with reasoning, and whether that is self-generated."""
-        config = self.config
-        pairs = self.sampler.batch(step)
-        rng = np.random.default_rng([config.loop.seed, step, 0])
-        reason_B = rng.random(len(pairs)) < config.reasoning_ratio
-        self_B = rng.random(len(pairs)) < config.self_reasoning_ratio
-        if step < config.self_reasoning_start_step:
-            self_B[:] = False
-        false = false_reasoning(config, step, pairs)
-        chosen = [i for i in range(len(pairs)) if reason_B[i] and (i in false or self_B[i] or pairs[i].reasoning)]
-        return pairs, chosen, [bool(self_B[i]) and i not in false for i in chosen]
-
-    def _latent_pairs(self, step: int, pairs: int) -> list[int]:
-        """Pairs also trained in latent mode, chosen by the same random numbers as those with reasoning."""
-        config = self.config
-        if not config.latent_steps:
-            return []
-        draw_B = np.random.default_rng([config.loop.seed, step, 0]).random(pairs)
-        return [i for i in range(pairs) if draw_B[i] < config.latent_ratio]
-
-    def _self_reasoning_queries(self, step: int) -> list[tuple[str, Text]]:
-        pairs, with_reasoning, self_generated = self._plan(step)
-        read = plan_reading(self.config, step, pairs, with_reasoning, self.answers).before_reasoning
-        chosen = [i for i, generated in zip(with_reasoning, self_generated, strict=True) if generated]
-        return self.reading_rows.to_reason_about(pairs, chosen, read)
-
-    def _rows(self, template: Any, texts: list[str], limit: int, answers: int) -> Rows:
-        rows = [[*ids, *template.suffix] for ids in self._ids(self._folded(texts), limit)]
-        return Rows(template.prefix, rows, [answers] * len(rows))
-
-    def _reasoning_rows(
-        self,
-        pairs: Sequence[TrainingPair],
-        chosen: Sequence[int],
-        generated: Sequence[bool],
-        read: Mapping[int, Sequence[str]],
-        false_words: Mapping[int, str],
-    ) -> Rows:
-        """This process's rows of the conversation with reasoning; `read` has the passages of the pairs that read."""
-        rows, answers = [], []
-        places = collectives.strided_indices(len(chosen))
-        mine = [(pairs[chosen[i]], trace_name(pairs[chosen[i]], chosen[i] in read), generated[i]) for i in places]
-        false = [false_words.get(chosen[i]) for i in places]
-        true = [self.self_reasoning.texts[name] if is_own else pair.reasoning or "" for pair, name, is_own in mine]
-        texts = [words if untrue is None else untrue for words, untrue in zip(true, false, strict=True)]
-        traces = self._ids(texts, self.config.max_reasoning_tokens)
-        turns = self.reading_rows.turns([pair.query for pair, *_ in mine], [read.get(chosen[i], ()) for i in places])
-        embed = self.checkpoint.contract.embed_token_id
-        for (_, name, is_own), untrue, turn, trace in zip(mine, false, turns, traces, strict=True):
-            rows.append([*turn, *self.reasoning.suffix, *trace, embed])
-            targets = int(name in self.self_reasoning.cut) if is_own else len(trace) + 1
-            answers.append(targets if untrue is None else 0)
-        return Rows(self.reasoning.prefix, rows, answers)
 
     def _all_candidates(self, batch: Batch, embedding: dict[str, Tensor]) -> Candidates:
         """What queries are compared with: the batch's documents and those in memory, or the fixed ones."""
@@ -398,7 +252,7 @@ class SFTTask:
         known = sorted({text for pair in self.pairs for text in pair.relevant})
         drawn = np.random.default_rng([config.loop.seed, MEMORY_STREAM]).permutation(len(known))
         documents = [known[i] for i in drawn[: config.cross_batch_memory_size]]
-        mine = self._encoder().encode_document(_mine(documents), max_length=config.max_document_tokens)
+        mine = self._encoder().encode_document(process_share(documents), max_length=config.max_document_tokens)
         (document_MD,) = collectives.all_gather_rows([torch.from_numpy(mine).to(like)], [len(documents)])
         self.memory.fill(self._candidates(documents, document_MD), config.global_batch_size)
 
@@ -450,11 +304,14 @@ class SFTTask:
 
     def state_dict(self) -> dict[str, Any]:
         """The self-generated reasoning and the cross-batch memory."""
-        return {"self_reasoning": self.self_reasoning.state_dict(), "cross_batch_memory": self.memory.state_dict()}
+        return {
+            "self_reasoning": self.collator.self_reasoning.state_dict(),
+            "cross_batch_memory": self.memory.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.self_reasoning.load_state_dict(state["self_reasoning"])
+        self.collator.self_reasoning.load_state_dict(state["self_reasoning"])
         self.memory.load_state_dict(state["cross_batch_memory"])
 
     def save(self, folder: Path) -> None:
@@ -469,17 +326,6 @@ class SFTTask:
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the current weights merged, in the precision of training."""
         return self._live.sync()
-
-    def _folded(self, texts: list[str]) -> list[str]:
-        return fold_texts(texts, self.checkpoint.contract.fold_capitals)
-
-    def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
-        return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]
-
-
-def _mine(texts: Sequence[str]) -> list[str]:
-    """This process's share of a batch's texts."""
-    return [texts[i] for i in collectives.strided_indices(len(texts))]
 
 
 def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = True) -> Path:

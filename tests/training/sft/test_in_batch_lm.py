@@ -67,8 +67,8 @@ def test_rows_are_a_document_with_the_query_behind_it(tiny_model: Path):
     assert query_documents is not None
     assert len(part.rows) == 6
     for row, n, (document, pair) in zip(part.rows, part.num_target_tokens, query_documents.rows, strict=True):
-        assert task.tokenizer.decode(row).startswith(batch.documents[document] + "<|im_end|>")
-        assert task.tokenizer.decode(row[-n:]) == batch.pairs[pair].query
+        assert task.collator.tokenizer.decode(row).startswith(batch.documents[document] + "<|im_end|>")
+        assert task.collator.tokenizer.decode(row[-n:]) == batch.pairs[pair].query
     assert batch == task_of(tiny_model, weights=ONLY, in_batch_lm_queries=2, in_batch_lm_documents=3).batch(0)
     assert task.batch(1).query_documents != query_documents
 

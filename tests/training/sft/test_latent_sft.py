@@ -55,8 +55,8 @@ def test_latent_rows_are_those_queries_behind_their_own_conversation(tiny_model:
     assert part.latent_steps == 2
     assert part.num_target_tokens == [0] * len(part.rows)
     for i, row in zip(batch.with_latent, part.rows, strict=True):
-        assert task.tokenizer.decode(row).startswith(batch.pairs[i].query + "<|im_end|>")
-        assert task.tokenizer.decode(row).endswith("The embedding is")
+        assert task.collator.tokenizer.decode(row).startswith(batch.pairs[i].query + "<|im_end|>")
+        assert task.collator.tokenizer.decode(row).endswith("The embedding is")
     assert set(batch.with_reasoning) <= set(task_of(tiny_model, **LATENT | {"latent_ratio": 1.0}).batch(0).with_latent)
     few = task_of(tiny_model, **LATENT | {"latent_ratio": 0.4}).batch(0)
     assert len(few.with_latent) < len(batch.with_latent)

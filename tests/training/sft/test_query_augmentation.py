@@ -51,7 +51,7 @@ def task_of(tiny_model: Path, **changes: Any) -> SFTTask:
 
 
 def texts_of(task: SFTTask, rows: Any, suffix: int) -> list[str]:
-    return [task.tokenizer.decode(row[: len(row) - suffix]) for row in rows.rows]
+    return [task.collator.tokenizer.decode(row[: len(row) - suffix]) for row in rows.rows]
 
 
 def test_a_recipe_of_today_changes_nothing(tiny_model: Path) -> None:
@@ -72,7 +72,7 @@ def test_changed_texts_take_the_originals_places_and_answers_are_known_by_the_or
     assert (batch.pairs, batch.documents, batch.with_reasoning) == (
         plain.pairs, plain.documents, plain.with_reasoning
     )  # fmt: skip
-    suffix = len(task.query.suffix)
+    suffix = len(task.collator.query.suffix)
     assert texts_of(task, batch.parts["query"], suffix) == [pair.query.upper() for pair in plain.pairs]
     assert texts_of(task, batch.parts["document"], suffix) == [text.upper() for text in plain.documents]
     assert all("WHAT IS" in text for text in texts_of(task, batch.parts["reasoning"], 0))
@@ -102,7 +102,7 @@ def test_with_self_teaching_the_originals_stay_and_the_changed_are_beside_them(t
     assert batch.parts["query"].rows == plain.parts["query"].rows
     assert batch.parts["reasoning"].rows == plain.parts["reasoning"].rows
     assert 0 < len(batch.changed_of) < 4
-    shown = texts_of(task, batch.parts["changed"], len(task.query.suffix))
+    shown = texts_of(task, batch.parts["changed"], len(task.collator.query.suffix))
     assert shown == [batch.pairs[i].query.upper() for i in batch.changed_of]
     loss, figures = task.compute_loss(task.module, batch)
     expected = sum(getattr(weights, name) * figures[name] for name in ("sft", "kl", "infonce", "self_teaching"))
@@ -159,7 +159,7 @@ def test_the_term_is_kl_and_only_the_changed_queries_and_the_documents_get_a_gra
 def test_an_adapter_that_folds_capitals_trains_on_folded_texts_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
     task = task_of(tiny_model, query_variants={"upper": 1.0}, document_variants={"upper": 1.0}, fold_capitals=True)
     batch = task.batch(0)
-    suffix = len(task.query.suffix)
+    suffix = len(task.collator.query.suffix)
     wanted = [fold_capitals(pair.query.upper()) for pair in batch.pairs]
     assert wanted[0].startswith("What is the letter")
     assert texts_of(task, batch.parts["query"], suffix) == wanted

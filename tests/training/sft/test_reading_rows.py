@@ -137,13 +137,14 @@ def test_the_model_reasons_for_itself_after_what_it_reads(tiny_model: Path) -> N
         reading_reasoning_ratio=0.5, self_reasoning_refresh_steps=1,
     )  # fmt: skip
     batch = task.batch(0)
-    wanted = dict(task._self_reasoning_queries(0))
+    wanted = dict(task.collator._self_reasoning_queries(0))
     reading = {name for name, text in wanted.items() if isinstance(text, ReadingTurn)}
     assert 0 < len(reading) < len(wanted) == len(batch.with_reasoning)
-    assert set(task.self_reasoning.texts) == set(wanted)
+    own = task.collator.self_reasoning
+    assert set(own.texts) == set(wanted)
     reasoned = task._encoder().reason(list(wanted.values()), max_reasoning_tokens=4, temperature=0.7,
-                                      seed=[task.self_reasoning._seed_of(name, 0) for name in wanted])  # fmt: skip
-    assert [one.text for one in reasoned] == list(task.self_reasoning.texts.values())
+                                      seed=[own._seed_of(name, 0) for name in wanted])  # fmt: skip
+    assert [one.text for one in reasoned] == list(own.texts.values())
 
 
 @pytest.mark.parametrize(

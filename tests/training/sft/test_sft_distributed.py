@@ -66,7 +66,7 @@ def gradients(model: str, behind: list[int], ranking: dict[str, Any]) -> tuple[f
             if parameter.requires_grad:
                 parameter.add_(0.1)
     plan: Any = lambda step: (pairs, behind, [False] * len(behind))  # noqa: E731
-    task._plan = plan  # type: ignore[method-assign]
+    task.collator._plan = plan  # type: ignore[method-assign]
     task.compute_loss(task.module, task.batch(0))
     loss, _ = task.compute_loss(task.module, task.batch(1))
     loss.backward()

@@ -186,11 +186,11 @@ def test_rows_end_with_the_embed_token_and_reasoning_stands_before_it(tiny_model
     batch = task.batch(0)
     embed = task.checkpoint.contract.embed_token_id
     assert all(row[-1] == embed and row.count(embed) == 1 for part in batch.parts.values() for row in part.rows)
-    written = task.tokenizer.decode(batch.parts["reasoning"].rows[0])
+    written = task.collator.tokenizer.decode(batch.parts["reasoning"].rows[0])
     assert f"{batch.pairs[batch.with_reasoning[0]].reasoning}<|embed_token|>" in written
     part = batch.parts["query"]
     said = [row[len(row) - n :] for row, n in zip(part.rows, part.num_target_tokens, strict=True)]
-    assert all(task.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
+    assert all(task.collator.tokenizer.decode(tokens) == "The embedding is<|embed_token|>" for tokens in said)
 
 
 def test_a_document_that_answers_two_queries_is_no_negative(tiny_model: Path) -> None:
@@ -273,21 +273,21 @@ def test_self_generated_reasoning_is_that_of_the_model_at_the_start_of_its_block
     assert all(batch.self_generated)
     queries = [batch.pairs[i].query for i in batch.with_reasoning]
     said = [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)]
-    assert [task.self_reasoning.texts[batch.pairs[i].id] for i in batch.with_reasoning] == said
-    cut = [int(batch.pairs[i].id in task.self_reasoning.cut) for i in batch.with_reasoning]
+    assert [task.collator.self_reasoning.texts[batch.pairs[i].id] for i in batch.with_reasoning] == said
+    cut = [int(batch.pairs[i].id in task.collator.self_reasoning.cut) for i in batch.with_reasoning]
     # Of its own words only the end is taught, where the budget cut them.
     assert batch.parts["reasoning"].num_target_tokens == cut
     assert any(cut)
-    task.self_reasoning.cut.clear()
+    task.collator.self_reasoning.cut.clear()
     assert task.batch(2).parts["reasoning"].num_target_tokens == [0] * 4
     with torch.no_grad():
         for parameter in task.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     assert task.batch(4) == task.batch(4)
-    assert task.self_reasoning.block == 0
+    assert task.collator.self_reasoning.block == 0
     task.batch(5)
-    assert task.self_reasoning.block == 1
+    assert task.collator.self_reasoning.block == 1
     assert [r.text for r in task._encoder().reason(queries, max_reasoning_tokens=32)] != said
 
 

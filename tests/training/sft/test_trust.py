@@ -55,7 +55,7 @@ def test_shares_do_not_change_which_rows_are_trained_with_reasoning(tiny_model: 
     assert any(false.values())
     for row, targets, i in zip(rows.rows, rows.num_target_tokens, batch.with_reasoning, strict=True):
         words = false.get(i, batch.pairs[i].reasoning)
-        ids = task.tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        ids = task.collator.tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
         assert row[-len(ids) - 1 : -1] == ids[: task.config.max_reasoning_tokens]
         assert targets == (0 if i in false else len(ids) + 1)
     assert not any(own for own, i in zip(batch.self_generated, batch.with_reasoning, strict=True) if i in false)
