@@ -60,8 +60,8 @@ def test_a_recipe_of_today_changes_nothing(tiny_model: Path) -> None:
         one, other = plain.batch(step), off.batch(step)
         assert one == other
         assert set(one.parts) == {"document", "query", "reasoning"}
-        (query,) = {tuple(row) for row in encode_as_text(plain.tokenizer, [one.pairs[0].query])}
-        assert one.parts["query"].rows[0] == [*query, *plain.query.suffix]
+        (query,) = {tuple(row) for row in encode_as_text(plain.collator.tokenizer, [one.pairs[0].query])}
+        assert one.parts["query"].rows[0] == [*query, *plain.collator.query.suffix]
     assert "self_teaching" not in plain.compute_loss(plain.module, plain.batch(0))[1]
 
 
