@@ -29,9 +29,9 @@ class RequestIdentity:
     def of(cls, headers: Iterable[tuple[bytes, bytes]]) -> RequestIdentity:
         """The identity of a request with these headers, whose names are in lower case."""
         given: dict[bytes, list[bytes]] = {b"x-request-id": [], b"traceparent": []}
-        for name, value in headers:
-            if name in given:
-                given[name].append(value)
+        for header, value in headers:
+            if header in given:
+                given[header].append(value)
         identifier = _only(given[b"x-request-id"])
         taken = identifier is not None and USABLE.fullmatch(identifier)
         name = identifier.decode() if identifier is not None and taken else uuid.uuid4().hex[:16]
