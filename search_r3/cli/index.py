@@ -53,7 +53,11 @@ def index(
         ),
     ],
     into: Annotated[
-        str | None, typer.Option(callback=expand_home, help="The index's folder; by default NAME.index here.")
+        str | None,
+        typer.Option(
+            callback=expand_home,
+            help="The index's folder, by default NAME.index here; or s3://BUCKET/NAME, or milvus://HOST:PORT/NAME.",
+        ),
     ] = None,
     model: Model = None,
     max_length: Annotated[
@@ -125,6 +129,13 @@ def index(
             "another package. An index keeps its backend.",
         ),
     ] = None,
+    exchange: Annotated[
+        bool,
+        typer.Option(
+            "--exchange",
+            help="Build a new index beside the one in Milvus; it takes its place in one step when it is done.",
+        ),
+    ] = False,
     ray: Ray = None,
     workers: Workers = 2,
     info: Annotated[bool, typer.Option("--info", help="Only describe the index PATH, with its recall.")] = False,
@@ -170,6 +181,7 @@ def index(
         "take_over": take_over,
         "may_prune": None if prune else ask_to_prune,
         "types": parse_type_options(types),
+        **({"exchange": True} if exchange else {}),
     }
     update_index(
         path,
@@ -213,8 +225,8 @@ def update_index(
     """
     from search_r3.index.readers.path_source import open_source, sample_queries
 
-    if cluster is not None and backend is not None:
-        raise InputError("--ray builds only indexes of the backend lance; leave --backend out")
+    if cluster is not None and (backend is not None or "exchange" in options):
+        raise InputError("--ray builds only indexes of the backend lance; leave --backend and --exchange out")
     documents = open_source(path, **reading)
     if on_terminal():
         print_progress(f"indexing {path}: loading the model ...")  # before the imports, which take seconds

@@ -20,7 +20,7 @@ from search_r3.index.backends.lance.copying import copy_table
 from search_r3.index.backends.lance.durable import flush
 from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.index_handle import damage_explained
-from search_r3.index.storage.location import Location, for_writing, location_of, storage_errors
+from search_r3.index.storage.location import CollectionUri, Location, for_writing, location_of, storage_errors
 from search_r3.index.storage.locking import OURS, writing
 
 LOCK_SECONDS = 60.0  # that a copy of another backend's index waits for its writer
@@ -61,6 +61,9 @@ def restore_index(backup: str | Path, target: str | Path, *, replace: bool = Fal
 
 
 def _copy(source: Location, target: Location, *, replace: bool) -> IndexCopy:
+    for place in (source, target):
+        if isinstance(place, CollectionUri):
+            raise InputError(f"{place} is in Milvus, which has backups of its own; give folders or object storage")
     if isinstance(source, Path):
         source = source.resolve()  # a symbolic link may be replaced meanwhile
     opened = open_backend(source, snapshot=True)

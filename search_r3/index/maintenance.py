@@ -162,7 +162,6 @@ def _delete_portable(
     if every:
         _refuse_unknown(path, wanted, {document for document, _, _ in backend.listed()})
     ids = set(wanted)
-    assert isinstance(location, Path)  # such backends are not on object storage
     gone = delete_rows(location, type(backend), lambda row: row["document"] in ids, wait)
     return dict(Counter(row["document"] for row in gone))
 
@@ -287,7 +286,6 @@ def delete_source(path: str | Path, name: str) -> Deleted:
     location = for_writing(location_of(path))
     if "streaming" not in (kind := choose_backend(location)).capabilities:
         name = _source_named(open_backend(location), name)
-        assert isinstance(location, Path)  # such backends are not on object storage
         return Deleted(len(delete_rows(location, kind, lambda row: row[SOURCE] == name)), source=name)
     began = time.time()
     with storage_errors(location), writing(location) as lease:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 import zlib
 from types import SimpleNamespace
 
@@ -62,6 +63,20 @@ def make_model():
 def path(tmp_path):
     """Where an index is to be made."""
     return tmp_path / "x.index"
+
+
+@pytest.fixture(scope="session")
+def milvus_folder(tmp_path_factory):
+    """A folder of Milvus Lite, which this process has open to its end."""
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install 'search-r3[milvus]'")
+    pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed: pip install 'search-r3[milvus]'")
+    return tmp_path_factory.mktemp("milvus") / "lite.db"
+
+
+@pytest.fixture
+def milvus(milvus_folder):
+    """The address of an index in Milvus that is to be made."""
+    return f"milvus://{milvus_folder}/index_{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A package adds a backend by an entry point of the group `search_r3.index_backend
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,13 +17,16 @@ from search_r3.files import atomic_write_text
 from search_r3.index.backends.index_backend import Capability, IndexBackend
 from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.backends.lance.lance_table import TABLE, check_there, has_versions
+from search_r3.index.backends.milvus.milvus_backend import MilvusBackend
 from search_r3.index.backends.numpy_backend import NumpyBackend
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.storage.location import Location, open_remote
+from search_r3.index.storage.location import CollectionUri, Location, open_remote
 from search_r3.plugins import Registry, pick
 
 DEFAULT = LanceBackend
-BUILTIN: dict[str, type[IndexBackend]] = {backend.name: backend for backend in (LanceBackend, NumpyBackend)}
+BUILTIN: dict[str, type[IndexBackend]] = {
+    backend.name: backend for backend in (LanceBackend, NumpyBackend, MilvusBackend)
+}
 MARKER = "backend.txt"
 """The file in an index's folder that names its backend; LanceDB's folders do not have one."""
 PORTABLE = frozenset[Capability]({"text", "filter"})
@@ -54,6 +58,12 @@ def choose_backend(location: Location, name: str | None = None) -> type[IndexBac
             which only LanceDB supports.
     """
     chosen = None if name is None else backend_named(name)
+    if isinstance(location, CollectionUri):
+        if chosen not in (None, MilvusBackend):
+            raise InputError(f"{location} is a collection of Milvus, not an index of the backend {name!r}")
+        return MilvusBackend
+    if chosen is MilvusBackend:
+        raise InputError(f"{location} is not in Milvus; give its address, as in milvus://127.0.0.1:19530/notes")
     if not isinstance(location, Path):
         (chosen or DEFAULT).require("object_storage", "object storage")
         return chosen or DEFAULT
@@ -81,13 +91,23 @@ def is_index(location: Location) -> bool:
     """Whether there is an index at `location`, of whichever backend, readable or not. Raises StorageError."""
     if isinstance(location, Path):
         return (location / MARKER).is_file() or has_versions(location)
+    if isinstance(location, CollectionUri):
+        return MilvusBackend.open(location) is not None
     return open_remote(location, TABLE, None) is not None
 
 
-def create_backend(backend: type[IndexBackend], location: Path, info: IndexInfo) -> IndexBackend:
-    """Create an empty index of any backend but LanceDB, and record the backend's name in the folder."""
-    atomic_write_text(location / MARKER, f"{backend.name}\n")
-    return _placed(backend.create(location, info), location)
+def create_backend(
+    backend: type[IndexBackend],
+    location: Location,
+    info: IndexInfo,
+    create: Callable[[Any, IndexInfo], IndexBackend] | None = None,
+) -> IndexBackend:
+    """Create an empty index of any backend but LanceDB, by `create` if it is given, and record the backend's name if it
+    is in a folder."""
+    if isinstance(location, Path):
+        atomic_write_text(location / MARKER, f"{backend.name}\n")
+    made = (create or backend.create)(location, info)  # type: ignore[arg-type]  # of the kind that it stores
+    return _placed(made, location)
 
 
 def open_backend(location: Location, *, follow: bool = True, snapshot: bool = False) -> IndexBackend:
@@ -106,8 +126,9 @@ def open_backend(location: Location, *, follow: bool = True, snapshot: bool = Fa
     if backend is LanceBackend:
         opened = LanceBackend.open_snapshot(location) if snapshot else LanceBackend.open(location, follow=follow)
     else:
-        assert isinstance(location, Path)  # `choose_backend` refuses others
         opened = open_portable(backend, location)
+    if opened is None and isinstance(location, CollectionUri):
+        raise InputError(f"{location} does not exist; make it first (search-r3 index SOURCE --into {location})")
     if opened is None:
         raise InputError(NOT_AN_INDEX.format(location))
     return opened
@@ -120,17 +141,17 @@ def open_lance(location: Location) -> LanceBackend:
     return opened
 
 
-def open_portable(backend: type[IndexBackend], location: Path) -> IndexBackend | None:
-    """Open the index of any backend but LanceDB in the folder; None if there is none yet."""
+def open_portable(backend: type[IndexBackend], location: Location) -> IndexBackend | None:
+    """Open the index of any backend but LanceDB at `location`; None if there is none yet."""
     version = time.monotonic_ns()
-    opened = backend.open(location)
+    opened = backend.open(location)  # type: ignore[arg-type]  # of the kind that it stores
     if opened is not None:
         _placed(opened, location).version = version
     return opened
 
 
-def _placed(backend: IndexBackend, location: Path) -> IndexBackend:
-    backend.location = backend.path = location
+def _placed(backend: IndexBackend, location: Location) -> IndexBackend:
+    backend.location = backend.path = location  # type: ignore[assignment]  # of the kind that it stores
     return backend
 
 

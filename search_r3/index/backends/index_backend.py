@@ -55,6 +55,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -65,14 +66,18 @@ from search_r3.errors import InputError
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, SourceRecord
 from search_r3.index.row_keys import CONTENT, SOURCE
+from search_r3.index.storage.locking import writing
 
 Row = dict[str, Any]
 """A chunk as stored, ready for JSON: "id" is unique, "document" is the id of its document. A backend keeps all keys but
 interprets only these two; `search_r3.index.backends.lance.table_rows.make_row` makes rows."""
 Scored = tuple[Row, float]
 """A row and its score: the cosine for a vector search, BM25's for a text search."""
-Capability = Literal["text", "filter", "approximate", "streaming", "maintenance", "distributed", "object_storage"]
-"""Optional abilities of a backend. "text": search by words. "filter": SQL conditions. Only LanceDB has the others:
+Capability = Literal[
+    "text", "filter", "approximate", "streaming", "maintenance", "distributed", "object_storage", "exchange"
+]
+"""Optional abilities of a backend. "text": search by words. "filter": SQL conditions. "exchange": a new index is built
+beside the one in use, and takes its place in one step; only Milvus has it. Only LanceDB has the others:
 "approximate": an approximate index. "streaming": builds larger than memory from a LanceDB table, with typed columns and
 nested sources. "maintenance": compaction. "distributed": builds by Ray. "object_storage": indexes on object storage."""
 
@@ -160,6 +165,10 @@ class OptionalFeatures:
         """All rows, in any order."""
         raise NotImplementedError
 
+    def compared_rows(self) -> Iterable[Row]:
+        """Of every row what a build compares: "id", "document", the source and the two hashes."""
+        return self.rows()
+
     def matrix(self, texts: bool = False) -> Matrix:
         """The document and the vector of every row, in any order; with `texts` also what was embedded."""
         rows = list(self.rows())
@@ -209,6 +218,22 @@ class OptionalFeatures:
 
     def probe(self, thorough: bool = True) -> None:
         """Test that the index is readable by reading a little, with `thorough` from every file; raises on failure."""
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    @classmethod
+    def create_beside(cls, path: Any, info: IndexInfo) -> Self:
+        """Create an empty index that nobody finds until `publish`; only with the capability "exchange"."""
+        raise NotImplementedError
+
+    def publish(self) -> None:
+        """Let an index of `create_beside` take the place of the one that is in use, in one step."""
+        raise NotImplementedError
+
+    @classmethod
+    def writing(cls, path: Any, *, make: bool = False, wait: float = 0.0) -> AbstractContextManager[Any]:
+        """Lock the index at `path` for writing; see `storage.locking.writing`."""
+        return writing(path, make=make, wait=wait)
 
     @classmethod
     def fingerprint(cls, path: Path) -> tuple[tuple[Any, ...], int]:

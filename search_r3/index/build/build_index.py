@@ -58,6 +58,7 @@ def build_index(
     may_prune: Callable[[Removal], bool] | None = None,
     types: Mapping[str, str] | None = None,
     backend: str | None = None,
+    exchange: bool = False,
 ) -> IndexReport:
     """Create the index in the folder `path`, or bring its documents of one source up to date with `documents`.
 
@@ -69,7 +70,8 @@ def build_index(
     moved within its file. A document replaces what the index has under its id: all of its chunks change in one commit.
 
     Args:
-        path: a new or empty folder, or an index that a model of the same contract made; or a URI ("s3://bucket/index").
+        path: a new or empty folder, or an index that a model of the same contract made; or a URI ("s3://bucket/index",
+            "milvus://HOST:PORT/NAME").
         documents: what to index, usually `open_source(...)`, whose `skipped` goes into the report. Read in a thread.
         model: embeds the chunks ("title text") as documents.
         batch_size: maximum number of texts per forward pass; None leaves it to `batch_tokens`.
@@ -97,6 +99,8 @@ def build_index(
             the backend of the index at `path`, or LanceDB for a new one. With other backends than LanceDB, ids have no
             prefixes, `types` is not supported and there is nothing to maintain; whole documents are written in batches
             of `commit_every` or 8,192 chunks.
+        exchange: build a new index beside the one at `path`, and let it take its place in one step when it is done;
+            only in Milvus.
 
     Raises:
         IndexBusy: another process is writing, or took over while this one was paused.
@@ -112,10 +116,11 @@ def build_index(
             raise InputError(f"{name} is {value}; it must be at least 1")
     location = for_writing(location_of(path))
     kind = choose_backend(location, backend)
+    if exchange:
+        kind.require("exchange", "--exchange")
     if "streaming" not in kind.capabilities:
         if types:
             kind.require("streaming", "types of columns")
-        assert isinstance(location, Path)  # `choose_backend` refuses object storage
         return build_portable(
             location,
             kind,
@@ -131,6 +136,7 @@ def build_index(
             source=source,
             take_over=take_over,
             may_prune=may_prune,
+            exchange=exchange,
         )
     report = IndexReport()
     with storage_errors(location), writing(location, make=True, wait=wait) as lock:

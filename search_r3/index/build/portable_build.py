@@ -30,7 +30,8 @@ from search_r3.index.index_sources import API, Sources
 from search_r3.index.readers.path_source import Amount, PathSource
 from search_r3.index.row_keys import COLUMNS, CONTENT, PLACE, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.source_document import Skipped, SourceDocument
-from search_r3.index.storage.locking import OURS, writing
+from search_r3.index.storage.location import Location
+from search_r3.index.storage.locking import OURS
 
 COMMIT_ROWS = 8192  # rows embedded and written together
 
@@ -39,33 +40,36 @@ class PortableBuild:
     """One run over an index of any backend.
 
     Args:
-        location: the folder.
+        location: the folder, or the collection.
         kind: the backend.
         model: embeds the chunks; an existing index must have been made with it.
         max_length: maximum number of tokens of a chunk.
         batch: maximum numbers of tokens and of texts of a forward pass.
+        beside: build a new index, which `finish` puts in the place of the one that is there.
     """
 
     def __init__(
         self,
-        location: Path,
+        location: Location,
         kind: type[IndexBackend],
         model: Encoder,
         max_length: int | None,
         batch: tuple[int, int | None],
+        beside: bool = False,
     ) -> None:
         self.location, self.kind, self.model, self.max_length, self._batch = location, kind, model, max_length, batch
-        self.report = IndexReport()
-        self.backend = open_portable(kind, location)
+        self.report, self._beside = IndexReport(), beside
+        self.backend = None if beside else open_portable(kind, location)
         if self.backend is not None:
             self.backend.info.check_model(model, location)
-        else:
+        elif isinstance(location, Path) and not beside:
             others = [item.name for item in location.iterdir() if item.name not in {*OURS, MARKER}]
             if others:
                 raise InputError(
                     f"{location} contains other files ({', '.join(sorted(others)[:3])}); give a new folder"
                 )
-        self._stored: dict[str, Row] = {} if self.backend is None else {row["id"]: row for row in self.backend.rows()}
+        stored = () if self.backend is None else self.backend.compared_rows()
+        self._stored: dict[str, Row] = {row["id"]: row for row in stored}
         self._chunks_of: defaultdict[str, set[str]] = defaultdict(set)  # document -> ids of its chunks
         for row in self._stored.values():
             self._chunks_of[row["document"]].add(row["id"])
@@ -128,6 +132,17 @@ class PortableBuild:
         elif gone:
             self._delete({row["id"] for row in gone})
 
+    def finish(self) -> None:
+        """Publish what was built beside the index in use.
+
+        Raises:
+            InputError: there were no documents.
+        """
+        if self.backend is None:
+            raise InputError("no documents were given; the index is unchanged")
+        if self._beside:
+            self.backend.publish()
+
     def _rows_of(self, document: SourceDocument, source: str) -> Iterable[Row]:
         for chunk in chunk_document(document, tokens=self._limit):
             row = make_row(chunk, self.max_length, source, document.place)
@@ -144,7 +159,8 @@ class PortableBuild:
         if new:
             vectors = self._vectors(new, shown)
             if self.backend is None:
-                self.backend = create_backend(self.kind, self.location, IndexInfo.of(self.model))
+                create = self.kind.create_beside if self._beside else None
+                self.backend = create_backend(self.kind, self.location, IndexInfo.of(self.model), create)
             self.backend.add(new, vectors)
             self._stored |= {row["id"]: row for row in new}
         self._delete(stale - rows.keys())
@@ -178,7 +194,7 @@ class PortableBuild:
 
 
 def build_portable(
-    location: Path,
+    location: Location,
     kind: type[IndexBackend],
     documents: Iterable[SourceDocument],
     model: Encoder,
@@ -193,6 +209,7 @@ def build_portable(
     source: str | None = None,
     take_over: bool = False,
     may_prune: Callable[[Removal], bool] | None = None,
+    exchange: bool = False,
 ) -> IndexReport:
     """`build_index` for an index of the backend `kind`, with the same options.
 
@@ -201,15 +218,14 @@ def build_portable(
         InputError: as `build_index`.
     """
     started, began = time.perf_counter(), time.time()
-    with writing(location, make=True, wait=wait):
-        build = PortableBuild(location, kind, model, max_length, (batch_tokens, batch_size))
+    with kind.writing(location, make=True, wait=wait):
+        build = PortableBuild(location, kind, model, max_length, (batch_tokens, batch_size), exchange)
         with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
             build.write(documents, source, take_over, commit_every or COMMIT_ROWS, shown)
         build.report.skipped = list(getattr(documents, "skipped", []))
-        if build.backend is None:
-            raise InputError("no documents were given; the index is unchanged")
         if prune:
             build.prune(build.report.skipped, may_prune)
+        build.finish()
         flush(location, began)
     build.report.seconds = time.perf_counter() - started
     return build.report
@@ -220,7 +236,7 @@ def missing_vectors(
 ) -> tuple[dict[str, np.ndarray], int]:
     """Embed the documents' texts that an index lacks; returns the embeddings by text, and the number of chunks."""
     limit = token_limit(model, None)
-    known = {row[TEXT_HASH] for row in backend.rows()}
+    known = {row[TEXT_HASH] for row in backend.compared_rows()}
     texts: dict[str, str] = {}  # text -> id of the first chunk that has it
     chunks = 0
     for document in documents:
@@ -234,7 +250,7 @@ def missing_vectors(
 
 
 def delete_rows(
-    location: Path, kind: type[IndexBackend], unwanted: Callable[[Row], bool], wait: float = 0.0
+    location: Location, kind: type[IndexBackend], unwanted: Callable[[Row], bool], wait: float = 0.0
 ) -> list[Row]:
     """Remove the rows for which `unwanted` is true, in one call of the backend; returns them.
 
@@ -242,9 +258,9 @@ def delete_rows(
         IndexBusy: another process is writing.
     """
     began = time.time()
-    with writing(location, wait=wait):
+    with kind.writing(location, wait=wait):
         backend = open_portable(kind, location)
-        gone = [] if backend is None else [row for row in backend.rows() if unwanted(row)]
+        gone = [] if backend is None else [row for row in backend.compared_rows() if unwanted(row)]
         if backend is not None and gone:
             backend.delete({row["id"] for row in gone})
         flush(location, began)

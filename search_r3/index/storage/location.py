@@ -23,6 +23,8 @@ from typing import Any
 from search_r3.errors import InputError
 
 SCHEMES = ("s3", "gs", "az")
+COLLECTION_SCHEMES = ("milvus://", "milvus+tls://")
+COLLECTION_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,199}")
 TIMEOUT_VARIABLE = "SEARCH_R3_STORAGE_TIMEOUT"
 PATIENCE = {
     "connect_timeout": "4s",
@@ -114,8 +116,43 @@ class Remote(str):
         return self.partition("://")[2].partition("/")[0]
 
 
-Location = Path | Remote
-"""A folder or a location on object storage."""
+class CollectionUri(str):
+    """A collection of Milvus: `milvus://HOST:PORT/NAME`, `milvus://HOST:PORT/DATABASE/NAME`, the same with
+    `milvus+tls://`, or `milvus://FOLDER.db/NAME` for Milvus Lite in a folder (`milvus:///var/x.db/NAME`).
+
+    Raises:
+        InputError: there is no server or folder, or the name has other characters than letters, digits and _.
+    """
+
+    __slots__ = ("database", "name", "server")
+    server: str
+    """What pymilvus connects to."""
+    database: str
+    name: str
+
+    def __new__(cls, uri: str) -> CollectionUri:
+        scheme, _, rest = uri.partition("://")
+        where, _, name = rest.rstrip("/").rpartition("/")
+        if not where or not COLLECTION_NAME.fullmatch(name):
+            raise InputError(
+                f"{uri}: give a server and the name of a collection (letters, digits and _), as in "
+                "milvus://127.0.0.1:19530/notes, or a folder for Milvus Lite, as in milvus://notes.db/notes"
+            )
+        location = super().__new__(cls, uri.rstrip("/"))
+        location.name, location.database = name, ""
+        if where.endswith(".db"):
+            location.server = where
+        else:
+            address, _, location.database = where.partition("/")
+            location.server = f"{'https' if scheme.endswith('+tls') else 'http'}://{address}"
+        return location
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CollectionUri, (str(self),)
+
+
+Location = Path | Remote | CollectionUri
+"""A folder, a location on object storage, or a collection of Milvus."""
 
 
 def location_of(path: str | Path) -> Location:
@@ -126,9 +163,11 @@ def location_of(path: str | Path) -> Location:
     Raises:
         InputError: a URI with another scheme, or without a bucket and a name.
     """
-    if isinstance(path, Remote):
+    if isinstance(path, Remote | CollectionUri):
         return path
     text = str(path)
+    if isinstance(path, str) and text.startswith(COLLECTION_SCHEMES):
+        return CollectionUri(text)
     if isinstance(path, str) and "://" in text:
         return Remote(text)
     scheme, _, rest = text.partition(":/")

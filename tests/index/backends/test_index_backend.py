@@ -31,6 +31,7 @@ from search_r3.index.backends.lance.table_rows import make_row
 from search_r3.index.backends.numpy_backend import NumpyBackend
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.index_info import IndexInfo, ModelMismatch
+from search_r3.index.storage.location import Location, location_of
 
 ENTRIES = "[search_r3.index_backends]\njson = MODULE:JsonBackend\n"
 INFO = IndexInfo(3, "fake", "a" * 64, 3, "2026-01-01T00:00:00+00:00")
@@ -45,11 +46,17 @@ def json_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     backend_registry.plugin_backends.cache_clear()
 
 
-@pytest.fixture(params=["lance", "numpy", "json"])
+@pytest.fixture(params=["lance", "numpy", "milvus", "json"])
 def kind(request: pytest.FixtureRequest) -> type[IndexBackend]:
     if request.param == "json":
         return request.getfixturevalue("json_backend")
     return backend_registry.backend_named(request.param)
+
+
+@pytest.fixture
+def place(kind: type[IndexBackend], tmp_path: Path, request: pytest.FixtureRequest) -> Location:
+    """Where an index of that backend is to be made."""
+    return location_of(request.getfixturevalue("milvus")) if kind.name == "milvus" else tmp_path / "x"
 
 
 def rows_of(*texts: str, year: int = 2020) -> list[Row]:
@@ -60,34 +67,36 @@ def rows_of(*texts: str, year: int = 2020) -> list[Row]:
     return [{name: value for name, value in row.items() if name not in ("r3_columns", "r3_place")} for row in rows]
 
 
-def made(kind: type[IndexBackend], path: Path) -> IndexBackend:
-    path.mkdir()
-    return kind.create(path, INFO) if kind is LanceBackend else create_backend(kind, path, INFO)
+def made(kind: type[IndexBackend], place: Location) -> IndexBackend:
+    if isinstance(place, Path):
+        place.mkdir()
+    return kind.create(place, INFO) if kind is LanceBackend else create_backend(kind, place, INFO)
 
 
 def test_the_docstring_shows_the_backend_of_the_page():
     assert without_docstrings(code_of_docstring(index_backend)) == without_docstrings(code_of_page("index-backend"))
 
 
-def test_a_backend_adds_replaces_searches_and_deletes(kind: type[IndexBackend], tmp_path: Path):
-    backend = made(kind, tmp_path / "x")
+def test_a_backend_adds_replaces_searches_and_deletes(kind: type[IndexBackend], place: Location):
+    backend = made(kind, place)
     vectors = np.array([[1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]], dtype=np.float32)
     backend.add(rows_of("one", "two", "three"), vectors)
     backend.add(rows_of("ONE"), np.array([[0.8, 0.6, 0]], dtype=np.float32))
-    again = open_backend(tmp_path / "x")
+    again = open_backend(place)
     assert (again.info, again.count(), again.complete) == (INFO, 3, kind is not LanceBackend)
     assert {row["id"]: row["r3_content"] for row in again.rows()} == {"d0": "ONE", "d1": "two", "d2": "three"}
     found = again.search(np.array([0, 1, 0], dtype=np.float32), 2)
     assert [(row["id"], round(score, 4)) for row, score in found] == [("d1", 1.0), ("d0", 0.6)]
     assert json.loads(found[0][0]["r3_metadata"]) == {"year": 2020}
     assert again.vectors(["d2", "d0"]).tolist() == np.array([[0, 0.6, 0.8], [0.8, 0.6, 0]], dtype=np.float32).tolist()
-    backend = open_backend(tmp_path / "x")
+    backend = open_backend(place)
     backend.delete(["d1", "unknown"])
-    assert sorted(row["id"] for row in open_backend(tmp_path / "x").rows()) == ["d0", "d2"]
-    assert [(s.name, s.documents, s.chunks) for s in open_backend(tmp_path / "x").sources()] == [("here", 2, 2)]
+    assert sorted(row["id"] for row in open_backend(place).rows()) == ["d0", "d2"]
+    assert [(s.name, s.documents, s.chunks) for s in open_backend(place).sources()] == [("here", 2, 2)]
 
 
-def test_a_corpus_is_built_searched_updated_and_deleted(kind: type[IndexBackend], make_model, path: Path):
+def test_a_corpus_is_built_searched_updated_and_deleted(kind: type[IndexBackend], make_model, place: Location):
+    path = place
     model = make_model(dimension=2048)
     documents = [SourceDocument(f"d{i}", f"t{i}", f"text number{i} here") for i in range(20)]
     assert build_index(path, documents, model, backend=kind.name).added == 20
@@ -134,7 +143,7 @@ def test_what_a_backend_cannot_do_is_one_line(json_backend, name: str, model, pa
         build_index(path, [SourceDocument("a", "", "text")], model, types={"year": "text"})
     with pytest.raises(InputError, match=f"holds an index of the backend '{name}', not 'lance'"):
         build_index(path, [SourceDocument("a", "", "text")], model, backend="lance")
-    with pytest.raises(InputError, match=r"no index backend 'other'; choose one of: lance, numpy, json"):
+    with pytest.raises(InputError, match=r"no index backend 'other'; choose one of: lance, numpy, milvus, json"):
         build_index(path / "new", [SourceDocument("a", "", "text")], model, backend="other")
     with pytest.raises(InputError, match="does not support object storage"):
         build_index("s3://bucket/x", [SourceDocument("a", "", "text")], model, backend=name)

@@ -49,7 +49,7 @@ from search_r3.index.backends.lance.table_sources import count_sources, prefix_c
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import UNKNOWN, SourceCount, SourceRecord
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
-from search_r3.index.storage.location import Location, Remote, brief, failed_storage, files_lost, storage_errors
+from search_r3.index.storage.location import Location, brief, failed_storage, files_lost, storage_errors
 
 TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide between equal scores
 EXACT_MATCHES = 20_000  # if a filter leaves fewer rows, all are compared: a few milliseconds
@@ -75,7 +75,7 @@ class LanceBackend(IndexBackend):
     """
 
     name: ClassVar[str] = "lance"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(get_args(Capability))
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(get_args(Capability)) - {"exchange"}
 
     def __init__(
         self, location: Location, table: Any, info: IndexInfo, *, follow: bool = False, session: Any = None
@@ -115,7 +115,7 @@ class LanceBackend(IndexBackend):
             except (ValueError, OSError) as error:
                 if time.monotonic() - started > LONG:
                     raise  # LanceDB would wait just as long again
-                if isinstance(path, Remote) or not has_versions(path):
+                if not isinstance(path, Path) or not has_versions(path):
                     return cls.open(path)  # which raises the clearest error
                 raise damaged(path, error) from error
         return cls(path, table, read_info(path, table))

@@ -63,6 +63,8 @@ def open_table(path: Path | str, follow: bool = True, session: Any = None) -> An
     path = location_of(path)
     if isinstance(path, Remote):
         return open_remote(path, TABLE, FOLLOW_WRITES if follow else None, session)
+    if not isinstance(path, Path):
+        raise InputError(f"{path} is in Milvus, not in LanceDB")
     if not path.is_dir():
         raise InputError(f"{path} is a file, not a folder; an index is a folder")
     import lancedb
