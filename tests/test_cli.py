@@ -291,6 +291,30 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: two documents are empty\n"
 
 
+def test_a_query_is_read_within_the_limit_that_is_given(made: Path, capsys) -> None:
+    command = ["search", str(made), "the train to Vienna leaves at nine", "--no-reasoning", "--json"]
+    assert main(command) == 0
+    usage = json.loads(capsys.readouterr().out)["usage"]
+    assert usage["prompt_tokens"] > 3
+    assert usage["truncated_texts"] == 0
+    assert main([*command, "--max-tokens", "3"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["usage"] == {"prompt_tokens": 3, "truncated_texts": 1}
+    assert "only its first 3 tokens were read" in said.err
+    assert main([*command, "--max-tokens", "3", "--too-long", "error"]) == 2
+    assert "the text has over 3 tokens, the limit" in capsys.readouterr().err
+    assert main([*command, "--max-tokens", "100000"]) == 2
+    assert "--max-tokens is 100,000, but the context of" in capsys.readouterr().err
+
+
+def test_chunks_longer_than_the_context_are_refused(tmp_path: Path, tiny_model: Path, capsys) -> None:
+    (tmp_path / "a.md").write_text("text")
+    command = ["index", str(tmp_path), "--into", str(tmp_path / "new"), "--model", str(tiny_model)]
+    assert main([*command, "--max-length", "100000"]) == 2
+    assert "--max-length is 100,000, but the context of" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_index_remembers_where_its_model_stands(made: Path, capsys) -> None:
     assert main(["search", str(made), "bread", "--no-reasoning", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hits"]

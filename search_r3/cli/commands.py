@@ -9,7 +9,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,9 @@ from search_r3.cli.train import plot, train_app
 from search_r3.cli.writer import WriterOption, refuse_both, write_reasoning
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
+if TYPE_CHECKING:
+    from search_r3.model.searchr3 import SearchR3
+
 EXIT_DIFFERENT = 1
 """Exit code of `models --check`: the model does not reproduce its golden vectors."""
 EXIT_NOTHING_FOUND = 1
@@ -80,6 +83,13 @@ class Mode(StrEnum):
     hybrid = "hybrid"
     vector = "vector"
     text = "text"
+
+
+class TooLongQuery(StrEnum):
+    """What happens to a query that is over the limit."""
+
+    error = "error"
+    truncate = "truncate"
 
 
 @app.callback(invoke_without_command=True)
@@ -136,6 +146,14 @@ def search(
     writer: WriterOption = None,
     read: ReadOption = 0,
     hops: HopsOption = 1,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of the query that are read, up to the model's context (512 by default)."),
+    ] = None,
+    too_long: Annotated[
+        TooLongQuery,
+        typer.Option(help="What happens to a longer query: error refuses it; truncate reads its first tokens."),
+    ] = TooLongQuery.truncate,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
     ] = False,
@@ -179,13 +197,14 @@ def search(
     if mode is not Mode.text:
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
         loaded = load(name, device, dtype, engine)
+    reader = None if loaded is None else limit_queries(loaded, max_tokens, too_long, budget)
     cost: dict[str, Any] | None = None
     if writer is not None:
         (reasoning_text,), cost = write_reasoning(writer, [query], device, dtype)
     with damage_explained(index):
         result = opened.search(
             query,
-            loaded,
+            reader,
             k=k,
             mode=mode.value,
             reasoning=reasoning.chosen(loaded),
@@ -201,12 +220,30 @@ def search(
         )
     if not opened.complete:
         print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
+    if reader is not None and reader.truncated:
+        print(f"warning: the query is long; only its first {reader.tokens:,} tokens were read", file=sys.stderr)
     if as_json:
-        print_json(result.to_dict() | ({} if cost is None else {"writer": cost}))
+        more: dict[str, Any] = {} if cost is None else {"writer": cost}
+        if reader is not None:
+            more["usage"] = {"prompt_tokens": reader.tokens, "truncated_texts": int(reader.truncated)}
+        print_json(result.to_dict() | more)
     else:
         print_result(result, find_file=opened.find_file, filtered=bool(where and where.strip()))
         if not result.hits:
             raise typer.Exit(EXIT_NOTHING_FOUND)
+
+
+def limit_queries(model: SearchR3, max_tokens: int | None, too_long: TooLongQuery, budget: int) -> Any:
+    """The model, as a search uses it, whose queries are read within the limit (`LimitedQueries`).
+
+    Raises:
+        InputError: `max_tokens` is more than the model's context leaves.
+    """
+    from search_r3.model.text_limit import LimitedQueries, TextLimit, check_room
+
+    if max_tokens is not None:
+        check_room(model, max_tokens, budget, "--max-tokens")
+    return LimitedQueries(model, TextLimit(max_tokens or TextLimit().tokens, too_long.value))
 
 
 def card(

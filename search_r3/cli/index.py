@@ -233,6 +233,7 @@ def update_index(
     from search_r3.index.build.build_index import build_index
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.resolve import default_model
+    from search_r3.model.text_limit import check_room
 
     documents.may_be_empty = options["prune"] and options["may_prune"] is None
     target = into or f"{Path(path).resolve().stem}.index"
@@ -243,7 +244,10 @@ def update_index(
         report = index_on_ray(target, documents, name, *cluster, (device, dtype.value, engine), **options)
     else:
         local: dict[str, Any] = {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
-        report = build_index(target, documents, load_fast(name, device, dtype, engine), **options, **local)
+        loaded = load_fast(name, device, dtype, engine)
+        if options["max_length"] is not None:
+            check_room(loaded, options["max_length"], name="--max-length")
+        report = build_index(target, documents, loaded, **options, **local)
     print_report(target, SearchIndex.open(target), report, as_json)
     report_what_was_left(target, report, as_json)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
@@ -39,6 +39,20 @@ class Batching(StrEnum):
 
     continuous = "continuous"
     static = "static"
+
+
+class TooLongText(Enum):
+    """`ServerConfig.too_long`; no StrEnum, since strings have a method `split`."""
+
+    error = "error"
+    truncate = "truncate"
+    split = "split"
+
+
+TOO_LONG_HELP = (
+    "What happens to a longer text, unless its request says so: error refuses it; truncate reads its first tokens and "
+    "counts it; split embeds a document in parts."
+)
 
 
 class LogFormat(StrEnum):
@@ -89,7 +103,14 @@ def serve(
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Let clients add documents to the index.")] = False,
     max_items: Annotated[int, typer.Option(min=1, help="Most texts per request.")] = 2048,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per request, for all texts together.")] = 300_000,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens that are read of one text, up to the model's context (512 by default)."),
+    ] = None,
+    too_long: Annotated[TooLongText, typer.Option(help=TOO_LONG_HELP)] = TooLongText.truncate,
+    max_request_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens per request, for all texts together.")
+    ] = 300_000,
     max_body: Annotated[int, typer.Option(min=1, help="Most bytes per request.")] = 16_000_000,
     queue: Annotated[int, typer.Option(min=1, help="Most requests in flight; further ones get status 429.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds until a request times out.")] = 300.0,
@@ -142,7 +163,7 @@ def serve(
         raise InputError("--uds replaces --host and --port, and no browser can open it; give one or the other")
     options: dict[str, Any] = {
         "max_items": max_items,
-        "max_tokens": max_tokens,
+        "max_request_tokens": max_request_tokens,
         "max_body": max_body,
         "queue": queue,
         "timeout": timeout,
@@ -160,6 +181,8 @@ def serve(
             api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
             writable=writable,
             root_path=root_path,
+            max_tokens=max_tokens,
+            too_long=too_long.value,
             cache=cache,
             batching="static" if batching is Batching.static else "continuous",
             slots=slots,

@@ -67,7 +67,7 @@ def reading_turns(model: Any, texts: Sequence[Text], passages: Passages) -> list
 
     Args:
         model: a SearchR3.
-        texts: non-empty queries, of which the first 512 tokens are used.
+        texts: non-empty queries, of which the first 512 tokens are used (all of `WholeTokens`).
         passages: one sequence per query, of at most 10 non-empty texts; only the first tokens of each are used, as the
             checkpoint's conversation says.
 

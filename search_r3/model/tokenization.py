@@ -49,8 +49,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadingTurn(Tokens):
-    """A query with the passages that follow it (`search_r3.model.reading`), which is not cut any more.
+class WholeTokens(Tokens):
+    """Token ids that are all read: whoever made them has applied a limit, and no other one is applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingTurn(WholeTokens):
+    """A query with the passages that follow it (`search_r3.model.reading`).
 
     It is accepted wherever a query is, and embedded in the reading conversation, or reasoned about.
     """
@@ -92,7 +97,7 @@ def token_rows(
     Args:
         tokenizer: a transformers tokenizer.
         texts: strings of any length, or Tokens.
-        limit: return only the first `limit` ids of each text, except of a `ReadingTurn`. They equal those of the whole
+        limit: return only the first `limit` ids of each text, except of `WholeTokens`. They equal those of the whole
             text, but only as much of a long text is tokenized as needed.
         between: called with the rows so far about every 250,000 characters; an exception in it ends the call.
         fold: first change strings that are all in capitals to ordinary case, as the contract states
@@ -113,7 +118,7 @@ def token_rows(
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
                 _check_ids(tokenizer, special, text.ids, f"text {i} of {len(texts)}")
-                rows.append(list(text.ids if isinstance(text, ReadingTurn) else text.ids[:limit]))
+                rows.append(list(text.ids if isinstance(text, WholeTokens) else text.ids[:limit]))
             else:
                 rows.append(next(string_ids))
     return rows

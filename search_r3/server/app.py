@@ -184,6 +184,7 @@ class ObservabilityMiddleware:
         fields: dict[str, Any] = identity.fields() | {"method": scope["method"][:16], "route": route, "status": status}
         if "items" in state:
             fields["items"] = state["items"]
+        fields |= {name: state[name] for name in ("truncated", "split") if state.get(name)}  # texts
         log("request", level, error, **fields, ms=round(seconds * 1e3, 1))
 
 

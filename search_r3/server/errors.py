@@ -14,6 +14,7 @@ from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexUnavailable
 from search_r3.index.index_info import ModelMismatch
 from search_r3.index.storage.location import IndexBusy, StorageError
+from search_r3.model.text_limit import TextTooLong
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_STATUSES = (429, 503)
@@ -57,8 +58,11 @@ def from_input_error(
     error: InputError, status: int = 400, code: str = "invalid_value", param: str | None = None
 ) -> ApiError:
     """`error` as an error response: 503 if storage failed or the index was replaced by one of another model, 409 with
-    Retry-After if another process is writing the index; otherwise `status`, `code` and `param`.
+    Retry-After if another process is writing the index, 413 if a text has too many tokens; otherwise `status`, `code`
+    and `param`.
     """
+    if isinstance(error, TextTooLong):
+        return ApiError(413, str(error), "context_length_exceeded", param=param)
     if isinstance(error, IndexUnavailable | ModelMismatch):
         return ApiError(503, str(error), "index_unavailable", retry_after=RETRY_INDEX)
     if isinstance(error, StorageError):

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from search_r3 import __version__
+from search_r3.model.text_limit import TextLimit
 from search_r3.model.tokenization import special_ids
 from search_r3.server import response_schemas, schemas
 from search_r3.server.routing import SCHEMAS, error_response
@@ -79,6 +80,7 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
         ("Texts", "QueryTexts", "ReasoningTexts", "TokenLists", "NewDocuments"), many
     )
     limits["Reasoning"] = _reasoning(config, loaded)
+    limits["TruncateTokens"] = {"maximum": TextLimit().tokens if config.max_tokens is None else config.max_tokens}
     if loaded is None:
         return limits
     if not loaded.reading:

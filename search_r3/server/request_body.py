@@ -34,7 +34,7 @@ async def read(request: Request, service: Service, shape: TypeAdapter[Body]) -> 
     body = await _read_bytes(request, service)
     if len(body) <= LARGE and count_marks(body) <= FEW_MARKS:
         return parse(body, shape)
-    most = max(MOST_VALUES, 2 * service.config.max_tokens)
+    most = max(MOST_VALUES, 2 * service.config.max_request_tokens)
     return await in_thread(request, service, pool_for(service, len(body)), lambda _: parse(body, shape, most))
 
 

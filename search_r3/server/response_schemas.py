@@ -73,8 +73,13 @@ class Usage(Answer):
     total_tokens: Count
 
 
+class SearchUsage(Usage):
+    truncated_texts: Annotated[Count, Field(description="1 if only a part of the query was read")]
+
+
 class EmbeddingsUsage(Usage):
-    truncated_texts: Count
+    truncated_texts: Annotated[Count, Field(description="texts of which only a part was read")]
+    split_texts: Annotated[Count, Field(description="documents that were embedded in parts")]
 
 
 class Embedding(Answer):
@@ -173,7 +178,7 @@ class SearchResult(Answer):
     read: list[ReadPassage]
     explanation: Annotated[Explanation | None, Field(description="with `explain`")] = None
     model: str
-    usage: Usage
+    usage: SearchUsage
     remembered_ms: Annotated[
         float | None,
         Field(

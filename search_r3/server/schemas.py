@@ -108,6 +108,7 @@ Reasoning = TypeAliasType(
 )
 ReasoningText = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 ReasoningTexts = TypeAliasType("ReasoningTexts", Annotated[list[ReasoningText], Field(min_length=1, fail_fast=True)])
+TruncateTokens = TypeAliasType("TruncateTokens", Annotated[int, Field(ge=1)])
 Read = TypeAliasType("Read", Annotated[int, Field(ge=0, le=MAX_PASSAGES)])
 Text = Annotated[str, Field(pattern=VISIBLE)]
 QueryText = Annotated[str, Field(pattern=VISIBLE, max_length=MAX_CHARACTERS)]
@@ -118,7 +119,8 @@ TokenLists = TypeAliasType("TokenLists", Annotated[list[TokenIds], Field(min_len
 _OneList = Annotated[TokenIds, AfterValidator(_alone), Tag("[tokens]")]
 _Lists = Annotated[TokenLists, Tag("[token lists]")]
 _INPUT = Field(
-    description="a text, texts, token ids of this model, or several lists of them; each text is read up to 512 tokens"
+    description="a text, texts, token ids of this model, or several lists of them; `too_long` says what happens to a "
+    "text of more tokens than the server reads"
 )
 _FORM = Discriminator(
     _form_of_input,
@@ -127,10 +129,31 @@ _FORM = Discriminator(
 )
 
 
+QueryTooLong = Annotated[
+    Literal["error", "truncate"] | None,
+    _in_one_line('expected "error" or "truncate"; only documents are split'),
+    Field(description="what happens to a query of more tokens than the server reads; by default as it was started"),
+]
+
+
 class _EmbeddingRequest(Strict):
     model: ModelName
     encoding_format: Literal["float", "base64"] | None = "float"
     dimensions: Dimensions | None = None
+    truncate: Annotated[
+        bool | None,
+        Field(description="as in Text Embeddings Inference: true is `too_long` truncate, false is error"),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        Literal[-1] | TruncateTokens | None,
+        _in_one_line("expected a number of tokens from 1, or -1 for the most that the server reads"),
+        Field(description="as in vLLM: read so many tokens of a longer text; -1 is the most that the server reads"),
+    ] = None
+    truncation_side: Annotated[
+        Literal["left", "right"] | None,
+        _in_one_line('expected "left" or "right"'),
+        Field(description="as in vLLM, if a text is truncated: right keeps its first tokens, left its last ones"),
+    ] = None
     user: Annotated[str | None, Field(description="ignored")] = None
 
 
@@ -143,6 +166,14 @@ class DocumentEmbeddings(_EmbeddingRequest):
         _INPUT,
     ]
     input_type: Annotated[Literal["document"] | None, _in_one_line('expected "document" or "query"')] = "document"
+    too_long: Annotated[
+        Literal["error", "truncate", "split"] | None,
+        _in_one_line('expected "error", "truncate" or "split"'),
+        Field(
+            description="what happens to a longer text: it is refused, truncated, or embedded in parts, whose mean is "
+            "its embedding; by default as the server was started"
+        ),
+    ] = None
     reasoning: Annotated[Literal[False] | None, BeforeValidator(_no_reasoning)] = None
 
 
@@ -158,6 +189,7 @@ class QueryEmbeddings(_EmbeddingRequest):
         _INPUT,
     ]
     input_type: Literal["query"]
+    too_long: QueryTooLong = None
     reasoning: Reasoning | None = False
     reasoning_text: Annotated[
         ReasoningText | ReasoningTexts | None,
@@ -210,6 +242,7 @@ class SearchRequest(Strict):
         Field(ge=1, le=MAX_HOPS, description="with `read`: 2 reads, searches, and reads again before the last search"),
     ] = 1
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
+    too_long: QueryTooLong = None
     explain: Annotated[
         bool,
         Field(

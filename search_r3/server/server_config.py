@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from search_r3.errors import InputError
+from search_r3.model.text_limit import TooLong
 
 Batching = Literal["continuous", "static"]
 COUNTS = (
-    "max_items", "max_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens", "batch_texts",
-    "batch_tokens", "search_threads", "add_threads",
+    "max_items", "max_tokens", "max_request_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens",
+    "batch_texts", "batch_tokens", "search_threads", "add_threads",
 )  # fmt: skip
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
@@ -28,8 +30,13 @@ class ServerConfig:
     """The prefix below which a proxy serves it, such as "/search", whether or not the proxy removes it from paths."""
     max_items: int = 2048
     """Texts per request: OpenAI's limit, which its clients respect."""
-    max_tokens: int = 300_000
-    """Tokens per request, over all texts as far as they are read (512 tokens each): OpenAI's limit."""
+    max_tokens: int | None = None
+    """Tokens that are read of one text, up to what the model's context leaves; by default 512."""
+    too_long: TooLong = "truncate"
+    """What happens to a longer text, unless its request says so: it is refused (error), read as far as `max_tokens`
+    (truncate), or, if it is a document, embedded in parts (split; queries are then truncated)."""
+    max_request_tokens: int = 300_000
+    """Tokens per request, over all texts as far as they are read: OpenAI's limit."""
     max_body: int = 16_000_000
     """Bytes of a request's body."""
     max_bodies: int = 128_000_000
@@ -68,10 +75,10 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.batching not in get_args(Batching):
-            raise InputError(f"batching is {self.batching!r}; expected {' or '.join(get_args(Batching))}")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise InputError(f"{name} is {count}; expected at least 1")
+        _check_choice("batching", self.batching, get_args(Batching))
+        _check_choice("too_long", self.too_long, get_args(TooLong))
         for name in ("timeout", "body_timeout"):
             if not 0 < getattr(self, name) <= 86_400:
                 raise InputError(f"{name} is {getattr(self, name)}; expected seconds, over 0 and at most a day")
@@ -96,3 +103,8 @@ class ServerConfig:
                 f"root_path is {self.root_path!r}; expected a prefix such as /search, without a slash at its end, and "
                 "other than /v1, where the routes of the server itself begin"
             )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; expected {' or '.join(choices)}")

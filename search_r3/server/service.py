@@ -10,16 +10,19 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from search_r3.errors import InputError
 from search_r3.index.index_handle import Event, IndexHandle, IndexUnavailable
 from search_r3.index.search_index import SearchIndex
 from search_r3.model.checkpoint import read_record
 from search_r3.model.concurrent_reasoning import concurrent_reasoning_of
 from search_r3.model.latent_steps import has_latent
 from search_r3.model.reading import has_reading
-from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, SearchR3
+from search_r3.model.reasoned import REASONING_TEXT_TOKENS
+from search_r3.model.searchr3 import SearchR3
+from search_r3.model.text_limit import TextLimit, TooLong, check_room
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
 from search_r3.server.batching.query_cache import QueryCache
@@ -95,8 +98,6 @@ class Service:
         on_failure: called if loading fails.
     """
 
-    max_length = DEFAULT_DOCUMENT_TOKENS
-
     def __init__(
         self, config: ServerConfig, load: Callable[[], Loaded], on_failure: Callable[[], None] = lambda: None
     ) -> None:
@@ -112,6 +113,7 @@ class Service:
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
         self.bodies = LargeBodies(config.max_bodies, self.tokenizing)
         self.writing = IndexWriter(config.add_threads)
+        self.limit = TextLimit() if config.max_tokens is None else TextLimit(config.max_tokens)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
         self._closed = threading.Event()
@@ -201,9 +203,14 @@ class Service:
             return "index_unavailable", problem
         return "ready", index.refusal
 
-    def encoder(self, on_text: Callable[[str], None] | None = None) -> QueuedEncoder:
+    def too_long(self, asked: TooLong | None, *, document: bool = False) -> TooLong:
+        """What happens to a text that is over the limit, if a request asks for it, else by the server's settings."""
+        chosen = asked or self.config.too_long
+        return "truncate" if chosen == "split" and not document else chosen
+
+    def encoder(self, on_text: Callable[[str], None] | None = None, too_long: TooLong = "truncate") -> QueuedEncoder:
         """The encoder that the index uses for one request."""
-        return QueuedEncoder(self.loaded.model, self.batcher, self.max_length, on_text)
+        return QueuedEncoder(self.loaded.model, self.batcher, replace(self.limit, too_long=too_long), on_text)
 
     def enter(self) -> None:
         """Accept a request; `leave` must follow.
@@ -291,6 +298,7 @@ class Service:
     def _start(self) -> None:
         try:
             loaded = self._load()
+            _check_limit(loaded.model, self.config)
             warm_up(loaded.model)
         except Exception as error:
             self.failure = error
@@ -326,6 +334,16 @@ def make_batcher(model: Any, config: ServerConfig, cache: QueryCache, metrics: M
     if slots is None:
         return StaticBatcher(model, config, cache, metrics)
     return ContinuousBatcher(model, slots, config, cache, metrics)
+
+
+def _check_limit(model: Any, config: ServerConfig) -> None:
+    """Raise InputError if `max_tokens` is more than the model's context leaves."""
+    if config.max_tokens is None:
+        return
+    try:
+        check_room(model, config.max_tokens, max(config.max_reasoning_tokens, REASONING_TEXT_TOKENS))
+    except InputError as error:
+        raise InputError(f"{error} (max_request_tokens is the limit of a request's texts together)") from error
 
 
 def warm_up(model: Any) -> None:

@@ -19,7 +19,7 @@ class Settings:
     """What the file may set, under the names of the options; what is missing or null is left to the option."""
 
     max_items: int | None = None
-    max_tokens: int | None = None
+    max_request_tokens: int | None = None
     max_body: int | None = None
     queue: int | None = None
     timeout: float | None = None

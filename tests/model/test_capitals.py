@@ -14,8 +14,8 @@ from search_r3 import SearchR3
 from search_r3.index.build.embedding import embed, prepare
 from search_r3.model.capitals import capitals_note, fold_capitals
 from search_r3.model.concurrent_reasoning import ConcurrentReasoning
-from search_r3.model.tokenization import Tokens, encode_as_text
-from search_r3.server.batching.queued_encoder import cut_tokens
+from search_r3.model.text_limit import TextLimit, read_texts
+from search_r3.model.tokenization import Tokens, WholeTokens, encode_as_text
 from search_r3.training.grpo.rollout_engines import query_rows
 
 SHOUTED = "HOW DO I READ A FILE LINE BY LINE IN PYTHON? OPEN IT."
@@ -87,7 +87,7 @@ def test_a_long_text_takes_a_time_that_grows_with_its_length_only(text: str) -> 
 def test_every_way_into_a_model_that_folds_gives_the_ids_of_the_ordinary_text(folding: SearchR3) -> None:
     (wanted,) = encode_as_text(folding.tokenizer, [ORDINARY])
     assert folding.tokenize_documents([SHOUTED], 512) == ([Tokens(tuple(wanted))], [len(wanted)])
-    assert cut_tokens(folding, [SHOUTED], 512)[0] == [Tokens(tuple(wanted))]
+    assert read_texts(folding, [SHOUTED], TextLimit(512)).rows == [WholeTokens(tuple(wanted))]
     assert query_rows(folding, [SHOUTED], 512)[0][: len(wanted)] == wanted
     joined: list[list[int]] = []
     writing = ConcurrentReasoning(folding)

@@ -160,7 +160,9 @@ def test_rubbish_is_400_in_openais_form(served: Running, body: object, message: 
 def test_a_text_of_a_megabyte_is_read_as_far_as_the_model_reads(served: Running, tiny: SearchR3) -> None:
     long = "all work and no play " * 50_000
     found = served.embed(long).json
-    assert found["usage"] == {"prompt_tokens": 512, "completion_tokens": 0, "total_tokens": 512, "truncated_texts": 1}
+    assert found["usage"] == {
+        "prompt_tokens": 512, "completion_tokens": 0, "total_tokens": 512, "truncated_texts": 1, "split_texts": 0
+    }  # fmt: skip
     expected = tiny.encode_document([long[:10_000]])[0]
     np.testing.assert_allclose(np.array(found["data"][0]["embedding"], dtype=np.float32), expected, atol=2e-6)
 
@@ -173,7 +175,7 @@ def test_queries_behind_given_reasoning(served: Running, tiny: SearchR3) -> None
     assert np.allclose(vectors, expected, atol=1e-5), "one text behind two analyses is two rows"
     tokens = sum(tiny.count_tokens(["a", "a", "b", "first", "second"]))
     assert answer["usage"] == {
-        "prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens, "truncated_texts": 0
+        "prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens, "truncated_texts": 0, "split_texts": 0
     }  # fmt: skip
     one = served.post("/v1/embeddings", body | {"input": "a", "reasoning": None, "reasoning_text": "first"}).json
     assert np.allclose(one["data"][0]["embedding"], expected[0], atol=1e-5)

@@ -114,13 +114,13 @@ def test_a_huge_document_or_query_is_refused_before_anything_is_done(
 
 def test_work_of_clients_that_left_is_dropped_before_it_begins(tiny: SearchR3, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenized: list[int] = []
-    cut_tokens = embeddings.cut_tokens
+    read_texts = embeddings.read_texts
 
     def counting(tokenizer: Any, texts: Any, *rest: Any) -> Any:
         tokenized.append(len(texts))
-        return cut_tokens(tokenizer, texts, *rest)
+        return read_texts(tokenizer, texts, *rest)
 
-    monkeypatch.setattr(embeddings, "cut_tokens", counting)
+    monkeypatch.setattr(embeddings, "read_texts", counting)
     with running(lambda: Loaded.of(tiny)) as server:
         go = threading.Event()
         server.service.bulk.submit(go.wait, 60)  # another one's work
@@ -141,9 +141,9 @@ def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
     tiny: SearchR3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, reached, ended = threading.Event(), threading.Event(), threading.Event()
-    cut_tokens = embeddings.cut_tokens
+    read_texts = embeddings.read_texts
 
-    def slow(tokenizer: Any, texts: Any, limit: int, between: Callable[[int], None]) -> Any:
+    def slow(tokenizer: Any, texts: Any, limit: Any, between: Callable[[int], None], *rest: Any) -> Any:
         def waiting(tokens: int) -> None:
             reached.set()
             assert go.wait(60)
@@ -153,9 +153,9 @@ def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
                 ended.set()
                 raise
 
-        return cut_tokens(tokenizer, texts, limit, waiting)
+        return read_texts(tokenizer, texts, limit, waiting, *rest)
 
-    monkeypatch.setattr(embeddings, "cut_tokens", slow)
+    monkeypatch.setattr(embeddings, "read_texts", slow)
     with running(lambda: Loaded.of(tiny)) as server:
         gone = server.open_embed(["word " * 1000] * 500)
         assert reached.wait(60)

@@ -118,7 +118,9 @@ def test_keys_of_a_file_and_a_variable(tmp_path: Path) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(tiny: SearchR3) -> None:
-    with running(lambda: Loaded.of(tiny), max_body=1000, max_items=3, max_tokens=20, body_timeout=1.0) as server:
+    with running(
+        lambda: Loaded.of(tiny), max_body=1000, max_items=3, max_request_tokens=20, body_timeout=1.0
+    ) as server:
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         with server.open(head + b"Content-Length: 99999999999\r\n\r\n{") as connection:
             assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")

@@ -23,7 +23,7 @@ from search_r3.server.service import Loaded
 pytestmark = pytest.mark.slow
 
 KEY = "key-of-this-test"
-SMALL = {"max_items": 4, "max_tokens": 200, "max_reasoning_tokens": 8, "reasoning_tokens": 4}
+SMALL = {"max_items": 4, "max_request_tokens": 200, "max_reasoning_tokens": 8, "reasoning_tokens": 4}
 """Limits within reach, so that what is beyond them is asked for; 413 for a long body would hide what is wrong in it."""
 
 

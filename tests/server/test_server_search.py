@@ -383,7 +383,12 @@ def test_own_words_take_the_place_of_the_models(served: Running, tiny: SearchR3,
     tokens = tiny.count_tokens([words])[0]
     assert found["reasoning"] == {"text": words, "num_tokens": tokens, "forced": False}
     prompt = tiny.count_tokens(["train to Vienna"])[0] + tokens
-    assert found["usage"] == {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
+    assert found["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": 0,
+        "total_tokens": prompt,
+        "truncated_texts": 0,
+    }
 
 
 @pytest.mark.parametrize("options", [{"reasoning": False}, {"mode": "text"}])

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from search_r3.index.encoder_protocol import document_spaces
+from search_r3.index.encoder_protocol import DOCUMENT_TOKENS, document_spaces
 from search_r3.model.reading import Passages, reading_turns
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS
-from search_r3.model.tokenization import Text, Tokens, count_tokens, reasoning_tokens
+from search_r3.model.text_limit import TextLimit, read_texts
+from search_r3.model.tokenization import Tokens, count_tokens, reasoning_tokens
 from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
 
 
@@ -28,14 +29,14 @@ class QueuedEncoder:
     Args:
         model: a SearchR3, for its name, contract and tokenizer; its encoding methods are not used.
         batcher: runs the model.
-        max_length: number of tokens of each text that are read.
+        limit: how much of a query is read; of a chunk, it is what the index says.
         on_text: called with each piece of a query's reasoning while it is generated.
     """
 
     def __init__(
-        self, model: Any, batcher: Batcher, max_length: int, on_text: Callable[[str], None] | None = None
+        self, model: Any, batcher: Batcher, limit: TextLimit, on_text: Callable[[str], None] | None = None
     ) -> None:
-        self._model, self._batcher, self._max_length, self._on_text = model, batcher, max_length, on_text
+        self._model, self._batcher, self._limit, self._on_text = model, batcher, limit, on_text
         self._lock = threading.Lock()
         self._cancelled = False
         self._running: EmbeddingJob | None = None
@@ -43,6 +44,7 @@ class QueuedEncoder:
         self._begun = False
         self.prompt_tokens = 0
         self.reasoning_tokens = 0
+        self.truncated_texts = 0  # of the query: 1 if only a part of it is read
         self.remembered_ms: float | None = None  # what the reasoning took when it was written, if it was cached
 
     @property
@@ -79,8 +81,9 @@ class QueuedEncoder:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return count_tokens(self._model.tokenizer, texts)
 
-    def encode_document(self, texts: Sequence[str], **_: Any) -> np.ndarray:
-        return np.stack([answer.vector for answer in self._wait("document", texts)])
+    def encode_document(self, texts: Sequence[str], *, max_length: int | None = None, **_: Any) -> np.ndarray:
+        limit = TextLimit(max_length or DOCUMENT_TOKENS)
+        return np.stack([answer.vector for answer in self._wait("document", texts, limit=limit)])
 
     def encode_query(
         self,
@@ -148,11 +151,15 @@ class QueuedEncoder:
         budget: int = 0,
         passages: Passages | None = None,
         traces: Sequence[tuple[int, ...]] = (),
+        limit: TextLimit | None = None,
     ) -> list[Embedded]:
         key = kind, tuple(texts), budget, None if passages is None else tuple(map(tuple, passages)), tuple(traces)
         if key in self._known:  # a search that is repeated because the index was replaced
             return self._known[key]
-        rows: Sequence[Tokens] = cut_tokens(self._model, texts, self._max_length, self._check_cancelled)[0]
+        read = read_texts(self._model, texts, limit or self._limit, self._check_cancelled)
+        rows: Sequence[Tokens] = read.rows
+        if kind != "document":
+            self.truncated_texts = read.truncated
         if passages is not None:
             rows = reading_turns(self._model, rows, passages)
         job = EmbeddingJob(kind, rows, budget, self._on_text if kind == "reasoned" else None, traces=traces)
@@ -172,27 +179,6 @@ class QueuedEncoder:
         self.reasoning_tokens += sum(answer.num_tokens for answer in answers)
         self.remembered_ms = next((a.remembered_ms for a in answers if a.remembered_ms is not None), self.remembered_ms)
         return answers
-
-
-def cut_tokens(
-    model: Any, texts: Sequence[Text], limit: int, between: Callable[[int], None] = lambda tokens: None
-) -> tuple[list[Tokens], int]:
-    """Each text's first `limit` tokens, and the number of texts that were longer.
-
-    Args:
-        model: the SearchR3 model, by whose contract the texts become tokens.
-        between: called between texts and at the end with the number of tokens so far; may raise to end the call.
-
-    Raises:
-        InputError: see `SearchR3.token_rows`.
-    """
-
-    def count(rows: Sequence[list[int]]) -> None:
-        between(sum(min(len(row), limit) for row in rows))
-
-    rows = model.token_rows(texts, limit + 1, count)
-    count(rows)
-    return [Tokens(tuple(row[:limit])) for row in rows], sum(len(row) > limit for row in rows)
 
 
 def given_traces(model: Any, texts: Sequence[str], limit: int = REASONING_TEXT_TOKENS) -> list[tuple[int, ...]]:

@@ -159,7 +159,7 @@ def _check_size(body: DocumentsRequest, service: Service) -> None:
         message = f"{len(body.documents):,} documents, the limit is {config.max_items:,}; send several requests"
         raise ApiError(400, message, "too_many_items", param="documents")
     characters = sum(len(document.text) for document in body.documents)
-    if characters > (most := config.max_tokens * CHARACTERS_PER_TOKEN):
+    if characters > (most := config.max_request_tokens * CHARACTERS_PER_TOKEN):
         message = f"the documents have {characters:,} characters, the limit is {most:,}; send several requests"
         raise ApiError(413, message, "too_many_tokens", param="documents")
 

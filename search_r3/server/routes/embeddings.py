@@ -17,10 +17,11 @@ from starlette.responses import Response
 
 from search_r3.errors import InputError
 from search_r3.index.encoder_protocol import document_spaces
+from search_r3.model.text_limit import ReadTexts, TextLimit, mean_of_parts, read_texts
 from search_r3.model.tokenization import Text, Tokens
 from search_r3.server.batching.batcher import BatcherClosed, Embedded, EmbeddingJob, Kind
-from search_r3.server.batching.queued_encoder import cut_tokens, given_traces
-from search_r3.server.errors import ApiError
+from search_r3.server.batching.queued_encoder import given_traces
+from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.request_body import in_thread, pool_for, read, until_done
 from search_r3.server.response_schemas import Embeddings
 from search_r3.server.routing import WITH_BODY, answers, service_of, takes, to_json, v1_router
@@ -48,7 +49,8 @@ EXAMPLES = {
     operation_id="createEmbeddings",
     summary="Embed documents or queries",
     description="OpenAI's endpoint. Texts are embedded as documents unless `input_type` is `query`; only queries can "
-    "be reasoned about. A text is read up to 512 tokens; `usage.truncated_texts` counts those that were longer.",
+    "be reasoned about. `usage.truncated_texts` counts texts with more tokens than the server reads of one (512 by "
+    "default); `too_long` says what happens to them.",
     responses=answers(Embeddings, "One unit vector per text", *WITH_BODY, 404, 409),
     openapi_extra=takes(DocumentEmbeddings, QueryEmbeddings, examples=EXAMPLES),
 )
@@ -60,14 +62,16 @@ async def create_embeddings(request: Request) -> Response:
         loaded.check_name(body.model)
         dimensions = _dimensions(body.dimensions, loaded)
         budget = service.reasoning_budget(body.reasoning)
-        given = _given(body)
+        given, limit = _given(body), _limit(body, service)
         items = cast(list[str] | list[list[int]], body.input)
-        oversized = max((len(item) for item in items), default=0) > OVERSIZED
-        texts, cut, traces = await _tokens(request, items, given, service)
+        oversized = limit.too_long != "split" and max((len(item) for item in items), default=0) > OVERSIZED
+        tokenized, traces = await _tokens(request, items, given, limit, service)
         del items, given
         body.input = []  # the texts may be large, and are no longer needed
         service.bodies.release(request.scope)
-        request.state.items = len(texts)
+        texts = tokenized.rows
+        request.state.items = len(tokenized.parts)
+        request.state.truncated, request.state.split = tokenized.truncated, tokenized.split
         if body.input_type != "query":
             embedded = await _embed(request, service, "document", texts, oversized=oversized)
         elif traces:
@@ -79,11 +83,11 @@ async def create_embeddings(request: Request) -> Response:
             embedded = await _embed_by_rule(request, service, texts, budget)
         else:
             embedded = await _embed(request, service, "reasoned", texts, budget, oversized=oversized)
-        prompt = sum(len(text.ids) for text in texts) + sum(map(len, traces))
+        prompt = tokenized.tokens + sum(map(len, traces))
         written = sum(one.num_tokens for one in embedded)
-        data = _vectors(embedded, dimensions, as_base64=body.encoding_format == "base64")
+        data = _vectors(_joined(embedded, tokenized), dimensions, as_base64=body.encoding_format == "base64")
         usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-        usage["truncated_texts"] = cut
+        usage |= {"truncated_texts": tokenized.truncated, "split_texts": tokenized.split}
         return to_json({"object": "list", "data": data, "model": loaded.model.name, "usage": usage})
 
 
@@ -101,11 +105,30 @@ def _given(body: DocumentEmbeddings | QueryEmbeddings) -> list[str]:
     return given
 
 
+def _limit(body: DocumentEmbeddings | QueryEmbeddings, service: Service) -> TextLimit:
+    """How much of each text is read. Raises ApiError: 409 if several fields say so, 400 if one asks for too much."""
+    ways = {"too_long": body.too_long, "truncate": body.truncate, "truncate_prompt_tokens": body.truncate_prompt_tokens}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        message = f"{' and '.join(given)} all say what happens to a long text; send one of them"
+        raise ApiError(409, message, "conflict", param=given[1])
+    tokens, too_long = service.limit.tokens, body.too_long
+    if body.truncate is not None:
+        too_long = "truncate" if body.truncate else "error"
+    if (asked := body.truncate_prompt_tokens) is not None:
+        if asked > tokens:
+            message = f"truncate_prompt_tokens is {asked:,}; this server reads {tokens:,} tokens of a text at most"
+            raise ApiError(400, message, "invalid_value", param="truncate_prompt_tokens")
+        tokens, too_long = tokens if asked < 0 else asked, "truncate"
+    chosen = service.too_long(too_long, document=body.input_type != "query")
+    return TextLimit(tokens, chosen, body.truncation_side or "right")
+
+
 async def _embed(
     request: Request,
     service: Service,
     kind: Kind,
-    texts: list[Tokens],
+    texts: Sequence[Tokens],
     budget: int = 0,
     oversized: bool = False,
     traces: Sequence[tuple[int, ...]] = (),
@@ -118,7 +141,7 @@ async def _embed(
     return await until_done(request, service, asyncio.wrap_future(job.future), lambda: job.begun)
 
 
-async def _embed_by_rule(request: Request, service: Service, texts: list[Tokens], budget: int) -> list[Embedded]:
+async def _embed_by_rule(request: Request, service: Service, texts: Sequence[Tokens], budget: int) -> list[Embedded]:
     """Direct embeddings, replaced by reasoned ones if the adaptive rule says so by the cosines in the index."""
     embedded = await _embed(request, service, "query", texts)
     loop = asyncio.get_running_loop()
@@ -157,9 +180,9 @@ def _worth_reasoning(service: Service, direct: list[Embedded]) -> list[int]:
 
 
 async def _tokens(
-    request: Request, items: list[str] | list[list[int]], given: list[str], service: Service
-) -> tuple[list[Tokens], int, list[tuple[int, ...]]]:
-    """Each item's tokens, truncated; the number of items that were longer; and each given reasoning's tokens."""
+    request: Request, items: list[str] | list[list[int]], given: list[str], limit: TextLimit, service: Service
+) -> tuple[ReadTexts, list[tuple[int, ...]]]:
+    """Each item's tokens within the limit, and each given reasoning's tokens."""
     config = service.config
     if len(items) > config.max_items:
         message = f"the input has {len(items):,} items, the limit is {config.max_items:,}; send several requests"
@@ -167,23 +190,36 @@ async def _tokens(
     texts: list[Text] = [item if isinstance(item, str) else Tokens(tuple(item)) for item in items]
     model = service.loaded.model
 
-    def tokenize(check: Callable[[], None]) -> tuple[list[Tokens], int, list[tuple[int, ...]]]:
+    def tokenize(check: Callable[[], None]) -> tuple[ReadTexts, list[tuple[int, ...]]]:
         traces = given_traces(model, given)
         read = sum(map(len, traces))
 
         def between(tokens: int) -> None:
             check()
-            if read + tokens > config.max_tokens:
-                message = f"the input has over {config.max_tokens:,} tokens, the limit; send several requests"
+            if read + tokens > config.max_request_tokens:
+                message = f"the input has over {config.max_request_tokens:,} tokens, the limit; send several requests"
                 raise ApiError(413, message, "too_many_tokens", param="input")
 
-        return *cut_tokens(model, texts, service.max_length, between), traces
+        return read_texts(model, texts, limit, between, config.max_request_tokens), traces
 
     size = sum(len(item) for item in items) + sum(map(len, given))
     try:
         return await in_thread(request, service, pool_for(service, size), tokenize)
     except InputError as error:
-        raise ApiError(400, str(error), "invalid_value", param="input") from error
+        raise from_input_error(error, param="input") from error
+
+
+def _joined(embedded: list[Embedded], read: ReadTexts) -> list[Embedded]:
+    """The answers for whole texts, from those for their parts."""
+    if not read.split:
+        return embedded
+    joined, start = [], 0
+    for count in read.parts:
+        answers, rows = embedded[start : start + count], read.rows[start : start + count]
+        vector = mean_of_parts(np.stack([one.vector for one in answers]), [len(row.ids) for row in rows])
+        joined.append(answers[0] if count == 1 else Embedded(vector))
+        start += count
+    return joined
 
 
 def _dimensions(asked: int | None, loaded: Loaded) -> int:

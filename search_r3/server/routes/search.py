@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.run_search import MAX_QUERY_CHARACTERS, check_given
+from search_r3.model.text_limit import TextTooLong, TooLong
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
@@ -68,8 +69,8 @@ async def search(request: Request) -> Response:
         run = partial(_search, index, body, budget)
         if body.stream:
             streaming = True
-            return EventStream(request, service, run)
-        encoder, loop = service.encoder(), asyncio.get_running_loop()
+            return EventStream(request, service, run, service.too_long(body.too_long))
+        encoder, loop = service.encoder(too_long=service.too_long(body.too_long)), asyncio.get_running_loop()
         result = await until_done(
             request,
             service,
@@ -77,6 +78,7 @@ async def search(request: Request) -> Response:
             lambda: encoder.begun,
             encoder.cancel,
         )
+        request.state.truncated = encoder.truncated_texts
         return to_json(result)
     finally:
         if not streaming:  # a stream calls it when it ends
@@ -102,12 +104,15 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             hops=body.hops if body.read else 1,
             explained=body.explain,
         )
+    except TextTooLong as error:
+        raise from_input_error(error, param="query") from error
     except InputError as error:
         raise from_input_error(error) from error
     except BatcherClosed as error:
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
     prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    usage["truncated_texts"] = encoder.truncated_texts
     return result.to_dict() | {"model": encoder.name, "usage": usage, "remembered_ms": encoder.remembered_ms}
 
 
@@ -138,10 +143,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, service: Service, run: Callable[[QueuedEncoder], dict[str, Any]]) -> None:
+    def __init__(
+        self, request: Request, service: Service, run: Callable[[QueuedEncoder], dict[str, Any]], too_long: TooLong
+    ) -> None:
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.request, self.service, self.run = request, service, run
+        self.request, self.service, self.run, self.too_long = request, service, run, too_long
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +157,7 @@ class EventStream(Response):
         def on_text(piece: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        encoder = self.service.encoder(on_text)
+        encoder = self.service.encoder(on_text, self.too_long)
         future = loop.run_in_executor(self.service.threads, self.run, encoder)
         gone = asyncio.ensure_future(disconnected(self.request))
         deadline = loop.time() + self.service.config.timeout
@@ -174,6 +181,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
             while not pieces.empty():
                 await _send(send, "reasoning", {"text": pieces.get_nowait()})
+            self.request.state.truncated = encoder.truncated_texts
             await _send(send, "result", future.result())
         except ApiError as error:
             await _send(send, "error", error.record())
