@@ -1,7 +1,8 @@
 """Filters in Milvus's own language, with the meaning that they have in SQL.
 
-Metadata are keys of one JSON field. Of a missing key, `!=` is not true in Milvus Lite, and `not in` is (and would
-delete the row); so every condition on a key says itself that the key is there.
+Metadata are keys of one JSON field. What a condition on a missing key means depends on the operator and on the server
+(`not in` has been seen to hold for it, which would delete the row); so every condition says itself that the key is
+there. Milvus Lite 3.2.2 refuses `in` for a key of JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ def _test(condition: Comparison | OneOf | Like, name: str) -> str:
     if isinstance(condition, Comparison):
         return f"{name} {SIGN[condition.operator]} {literal(condition.value)}"
     if isinstance(condition, OneOf):
-        # Milvus Lite has no `in` for a key of JSON
         test = f"({' or '.join(f'{name} == {literal(value)}' for value in condition.values)})"
     else:
         if "\\" in condition.pattern:

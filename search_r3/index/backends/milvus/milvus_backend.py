@@ -4,8 +4,9 @@ Searches have the meaning that they have in LanceDB: cosine over all vectors (th
 owner makes another), BM25 over the words of `search_words`, SQL conditions, equal scores by id, and the same fusion.
 A search stays with the collection that it began with, even if the alias is led to another one meanwhile.
 
-Seen in pymilvus 3.0.2 and Milvus Lite 3.2.2: the scores of BM25 are negative in Lite and positive on a server; a filter
-on a missing key depends on the operator (`filters`); lengths count characters in Lite and bytes on a server.
+Seen in pymilvus 3.0.2 and Milvus Lite 3.2.2: the scores of BM25 are below 0, the best lowest; a filter on a missing key
+depends on the operator (`filters`); keys get into filters without being escaped (`collections.key_of`); a collection is
+not loaded after a restart (`collections.load`); lengths count characters, where a server counts bytes.
 """
 
 from __future__ import annotations
