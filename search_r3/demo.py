@@ -39,13 +39,22 @@ from search_r3.progress import on_terminal, progress_bar
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
 
-QUESTIONS = (
-    "how do I delete a folder with everything in it",
-    "suggest the right spelling when the user mistypes a word",
-    "remember the results of a slow function so that it is not computed twice",
-    "run another program and get what it printed",
-    "what is the middle value of a list of numbers",
-)
+QUESTIONS = {
+    "how do I delete a folder with everything in it": ("shutil.rmtree",),
+    "suggest the right spelling when the user mistypes a word": ("difflib.get_close_matches",),
+    "remember the results of a slow function so that it is not computed twice": (
+        "functools.lru_cache",
+        "functools.cache",
+    ),
+    "run another program and get what it printed": (
+        "subprocess.run",
+        "subprocess.check_output",
+        "subprocess.getoutput",
+        "subprocess.getstatusoutput",
+    ),
+    "what is the middle value of a list of numbers": ("statistics.median",),
+}
+"""The questions, each with the passages that answer it."""
 BUDGET = 32
 TOP = 3
 MAX_PASSAGES = 1500
@@ -144,6 +153,7 @@ class Answer:
     """One question, asked both ways."""
 
     question: str
+    expected: tuple[str, ...]
     off: SearchResult
     on: SearchResult
 
@@ -171,10 +181,10 @@ def run_demo(model_name: str | None = None, *, console: Console | None = None) -
         index = _index(folder, model, console)
     index.search("warm up", model, mode="vector", max_reasoning_tokens=1)  # the first pass includes set-up
     answers = []
-    for number, question in enumerate(QUESTIONS, start=1):
+    for number, (question, expected) in enumerate(QUESTIONS.items(), start=1):
         off = index.search(question, model, mode="vector", k=TOP, reasoning=False)
         on = index.search(question, model, mode="vector", k=TOP, reasoning=True, max_reasoning_tokens=BUDGET)
-        answers.append(Answer(question, off, on))
+        answers.append(Answer(question, expected, off, on))
         _print_answer(console, number, answers[-1])
     _print_summary(console, answers)
     _print_next(console, folder)
@@ -264,19 +274,37 @@ def _print_answer(console: Console, number: int, answer: Answer) -> None:
     for _ in range(2):
         table.add_column(ratio=1, overflow="fold")
     table.add_row(
-        Text(f"without reasoning, {_ms(answer.off)}", style="cyan"),
-        Text(f"with reasoning, {_ms(answer.on)}", style="cyan"),
+        _verdict(answer, answer.off, "without reasoning"),
+        _verdict(answer, answer.on, "with reasoning"),
     )
     ids_off, ids_on = {hit.id for hit in answer.off.hits}, {hit.id for hit in answer.on.hits}
     for rank, (left, right) in enumerate(zip(answer.off.hits, answer.on.hits, strict=False), start=1):
-        table.add_row(_result(rank, left, left.id not in ids_on), _result(rank, right, right.id not in ids_off))
+        table.add_row(
+            _result(rank, left, left.id not in ids_on, left.id in answer.expected),
+            _result(rank, right, right.id not in ids_off, right.id in answer.expected),
+        )
     console.print(Padding(table, (0, 0, 0, 2)))
 
 
-def _result(rank: int, hit: Hit, only_here: bool) -> Text:
+def found_at(answer: Answer, result: SearchResult) -> int | None:
+    """The rank of the first expected passage, from 1; None if there is none among the results."""
+    return next((rank for rank, hit in enumerate(result.hits, start=1) if hit.id in answer.expected), None)
+
+
+def _verdict(answer: Answer, result: SearchResult, how: str) -> Text:
+    """The head of a column: how it was asked, its time, and whether it found the expected passage."""
+    text = Text(f"{how}, {_ms(result)}\n", style="cyan")
+    rank = found_at(answer, result)
+    if rank is None:
+        return text.append(f"✗ {answer.expected[0]}", style="bold red")
+    return text.append(f"✓ at {rank}", style="bold green")
+
+
+def _result(rank: int, hit: Hit, only_here: bool, expected: bool) -> Text:
     text = Text(f"{rank}. ")
     text.append(f"{hit.score:.3f}{'*' if only_here else ' '} ", style="green" if only_here else "dim")
-    text.append(f"{printable(hit.id)}\n", style="bold")
+    text.append(printable(hit.id), style="bold")
+    text.append(" ✓\n" if expected else "\n", style="bold green")
     text.append(printable(hit.snippet), style="dim")
     return text
 
@@ -289,8 +317,13 @@ def _print_summary(console: Console, answers: list[Answer]) -> None:
     )
     console.print()
     console.print(Rule(style="cyan"))
+    found_off, found_on = (
+        sum(found_at(a, result) is not None for a, result in zip(answers, side, strict=True))
+        for side in zip(*((a.off, a.on) for a in answers), strict=True)
+    )
     text = (
-        f"{len(answers)} questions: both ways agree on the best result in {same}; the model ended its reasoning "
+        f"{len(answers)} questions: the expected answer (✓) is among the first {TOP} for {found_off} without reasoning "
+        f"and for {found_on} with it. Both ways agree on the best result in {same}; the model ended its reasoning "
         f"within the budget in {ended}. A question takes {off:.0f} ms without reasoning and {on:.0f} ms with it. The "
         "numbers are cosines; * marks a result that only this side has among its three."
     )

@@ -11,8 +11,6 @@ from rich.console import Console
 from search_r3 import demo
 from search_r3.index.source_document import SourceDocument
 
-ANSWERS = {"shutil.rmtree", "difflib.get_close_matches", "functools.lru_cache", "subprocess.run", "statistics.median"}
-
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
@@ -50,7 +48,7 @@ def test_the_corpus_is_the_public_documented_part(library):
 def test_the_real_library_holds_the_answers_within_the_budget():
     library = demo.standard_library()
     chosen = demo.choose(library, lambda text: len(text) // 4)  # as SmolLM2's tokenizer cuts it
-    assert {d.id for d in chosen} >= ANSWERS
+    assert {d.id for d in chosen} >= {expected[0] for expected in demo.QUESTIONS.values()}
     assert 800 <= len(chosen) <= demo.MAX_PASSAGES
     assert max(len(d.text) for d in chosen) <= demo.MAX_DOCSTRING
     assert max(len(d.title) - len(d.id) for d in chosen) <= demo.MAX_SIGNATURE
@@ -74,6 +72,7 @@ def test_the_page_is_plain_text_in_a_file_and_fits_its_width(library, tiny_model
     assert "\x1b" not in text
     body, commands = text.split("To ask this index")
     assert max(len(line) for line in body.splitlines()) <= min(width, demo.MAX_WIDTH)
+    assert "✗ shutil.rmtree" in body  # which this small library has not
     for answer in answers:
         assert answer.question[:40] in text
         assert answer.on.reasoning.num_tokens <= demo.BUDGET
@@ -92,3 +91,19 @@ def test_the_page_is_plain_text_in_a_file_and_fits_its_width(library, tiny_model
 
 def test_what_a_model_writes_cannot_play_with_the_terminal():
     assert demo.printable("a\x1b[31mb\r\nc\x00 [bold]d") == "a [31mb c [bold]d"
+
+
+def test_the_expected_answer_is_marked_wherever_it_is_found(library, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    whole = demo.standard_library
+    monkeypatch.setattr(demo, "standard_library", lambda: whole(library))
+    monkeypatch.setattr(demo, "QUESTIONS", {"remove a folder": ("tool.remove",), "the sea": ("sea.tides",)})
+    page = io.StringIO()
+    answers = demo.run_demo(str(tiny_model), console=Console(file=page, width=100))
+    text = page.getvalue()
+    assert demo.found_at(answers[0], answers[0].off) == 1 + [h.id for h in answers[0].off.hits].index("tool.remove")
+    assert demo.found_at(answers[1], answers[1].on) is None
+    assert text.count("tool.remove ✓") == 2  # three documents, so both sides have it
+    assert text.count("✗ sea.tides") == 2
+    words = " ".join(text.split())
+    assert "the expected answer (✓) is among the first 3 for 1 without reasoning and for 1 with it" in words
