@@ -17,6 +17,7 @@ from search_r3.cli.index_maintenance import (
     warn_of_differing_rows,
 )
 from search_r3.cli.index_ray import Ray, Workers, index_on_ray
+from search_r3.cli.index_watch import Watch
 from search_r3.cli.options import (
     AUTO,
     Device,
@@ -136,6 +137,9 @@ def index(
             help="Build a new index beside the one in Milvus; it takes its place in one step when it is done.",
         ),
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Then stay, and bring the index up to date whenever a file changes.")
+    ] = False,
     ray: Ray = None,
     workers: Workers = 2,
     info: Annotated[bool, typer.Option("--info", help="Only describe the index PATH, with its recall.")] = False,
@@ -193,6 +197,7 @@ def index(
         backend=backend,
         commit_every=commit_every,
         cluster=None if ray is None else (ray, workers),
+        watch=watch,
         as_json=as_json,
     )
 
@@ -208,9 +213,10 @@ def update_index(
     backend: str | None,
     commit_every: int | None,
     cluster: tuple[str, int] | None,
+    watch: bool,
     as_json: bool,
 ) -> None:
-    """Index `path`, here or on a Ray cluster, and print what was done.
+    """Index `path`, here or on a Ray cluster, and print what was done; if `watch`, until it is stopped.
 
     Args:
         options: options that local and distributed builds take.
@@ -227,6 +233,10 @@ def update_index(
 
     if cluster is not None and (backend is not None or "exchange" in options):
         raise InputError("--ray builds only indexes of the backend lance; leave --backend and --exchange out")
+    if cluster is not None and watch:
+        raise InputError("--watch keeps the model loaded here, --ray on other machines; give one of them")
+    if watch and "exchange" in options:
+        raise InputError("--exchange builds a new index once, --watch keeps one up to date; give one of them")
     documents = open_source(path, **reading)
     if on_terminal():
         print_progress(f"indexing {path}: loading the model ...")  # before the imports, which take seconds
@@ -240,16 +250,26 @@ def update_index(
     check_target(target, documents, options["source"], named=into is not None, backend=backend)
     name = model or default_model()
     device, dtype, engine = loading
+    # The watch begins before the model is loaded, so that no change is missed.
+    watching = Watch(target, documents, options, backend, as_json) if watch else None
     if cluster is not None:
         report = index_on_ray(target, documents, name, *cluster, (device, dtype.value, engine), **options)
     else:
-        local: dict[str, Any] = {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
         loaded = load_fast(name, device, dtype, engine)
+        local: dict[str, Any] = {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
         if options["max_length"] is not None:
             check_room(loaded, options["max_length"], name="--max-length")
         report = build_index(target, documents, loaded, **options, **local)
     print_report(target, SearchIndex.open(target), report, as_json)
-    report_what_was_left(target, report, as_json)
+    try:
+        report_what_was_left(target, report, as_json)
+    except (InputError, typer.Exit) as error:
+        if watching is None:
+            raise
+        if isinstance(error, InputError):
+            print_progress(f"error: {error}")
+    if watching is not None:
+        watching.run(loaded)
 
 
 def load_fast(name: str, device: str | None, dtype: Dtype, engine: str) -> SearchR3:

@@ -80,8 +80,8 @@ def build_index(
         progress: show a progress line if stderr is a terminal.
         prune: remove documents of this source that `documents` no longer contains; False keeps them.
         commit_every: chunks per commit; a document is never split between commits. None commits every ten seconds (256
-            to 8,192 chunks) and commits what is ready when a build is interrupted. With `ONE_COMMIT` and without
-            `prune`, a complete index stays complete throughout.
+            to 8,192 chunks) and commits what is ready when a build is interrupted. With `ONE_COMMIT`, and without
+            `prune` or for some paths of a folder (`PathSource.only`), a complete index stays complete throughout.
         approximate_from: number of rows from which an approximate index is built (`backends/lance/approximate.py`);
             None never builds one.
         queries: real queries; up to 200 of them, in addition to rows, measure the approximate index's recall.
@@ -118,6 +118,9 @@ def build_index(
     kind = choose_backend(location, backend)
     if exchange:
         kind.require("exchange", "--exchange")
+    some_paths = getattr(documents, "only", None) is not None
+    if some_paths:
+        kind.require("streaming", "updates of single paths")
     if "streaming" not in kind.capabilities:
         if types:
             kind.require("streaming", "types of columns")
@@ -140,7 +143,8 @@ def build_index(
         )
     report = IndexReport()
     with storage_errors(location), writing(location, make=True, wait=wait) as lock:
-        build = BuildRun(location, lock, model, commit_every, report, at_once=commit_every == ONE_COMMIT and not prune)
+        at_once = commit_every == ONE_COMMIT and (some_paths or not prune)
+        build = BuildRun(location, lock, model, commit_every, report, at_once)
         diff = build.begin(documents, source, take_over, types, max_length, prune)
         with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
             _run(build, diff, documents, shown, batch_tokens, batch_size)

@@ -59,7 +59,8 @@ class BuildRun:
         path: the index, protected from other writers by `lock`.
         commit_every: chunks per commit, or None.
         report: filled in as the run proceeds.
-        at_once: a single commit makes all changes, so the index is complete before and after it.
+        at_once: a single commit makes all changes, so the index is complete before and after it (documents that some
+            paths no longer have are removed in a second one).
     """
 
     def __init__(
@@ -246,7 +247,7 @@ class BuildRun:
             self.finished_reading = True
             self.lock.check()
             write_sources(self.table, self._records(left))
-        if prune and self.before is not None:
+        if prune and self.before is not None and not self.at_once:
             self.report.unknown = count_unknown(self.table)
 
     def _records(self, left: list[str] | None = None) -> list[SourceRecord]:

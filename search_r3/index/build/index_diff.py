@@ -22,11 +22,13 @@ from search_r3.index.build.build_report import Removal
 from search_r3.index.chunking.chunker import Chunk, chunk_document
 from search_r3.index.chunking.token_limit import TokenLimit
 from search_r3.index.index_sources import API, Scope
-from search_r3.index.readers.path_source import Amount
+from search_r3.index.readers.path_source import Amount, outermost, printable
 from search_r3.index.row_keys import CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 
+LOOKED_UP_EACH = 32
+"""Paths whose rows are looked up one path after the other; for more of them, all rows of the source are read."""
 SAME = ("title", CONTENT, METADATA)
 """Columns that must be equal for documents of two sources with the same id not to conflict."""
 
@@ -99,6 +101,7 @@ class IndexDiff:
         self._tokens = tokens
         self.seen, self.removed, self._documents = SeenIds(), SeenIds(), SeenIds()
         self.conflicts: list[Skipped] = []
+        self._only: frozenset[str] | None = None
         self._skipped: list[Skipped] = []
 
     def batches(self, documents: Iterable[SourceDocument], count: int) -> Iterator[ChangeBatch]:
@@ -109,6 +112,7 @@ class IndexDiff:
         """
         self._types.misfits = getattr(documents, "misfits", {})
         self._skipped = getattr(documents, "skipped", [])
+        self._only = getattr(documents, "only", None)
         waiting: list[tuple[SourceDocument, list[Chunk]]] = []
         chunks = 0
         for document in self._scope.documents(documents):
@@ -150,13 +154,14 @@ class IndexDiff:
     def _gone(self) -> Iterator[list[tuple[str, str, bool]]]:
         """Rows of the source that were in no batch: (id, document, whether that document now has another id).
 
-        Rows of files that could not be read are left out, and so are rows whose new id belongs to another source.
+        Rows of files that could not be read are left out, and so are rows whose new id belongs to another source. If
+        only some paths were read, only rows of these count.
         """
         if self._before is None or self._scope.part is None:
             return
         unread = {self._scope.start + skipped.path for skipped in self._skipped if skipped.unread}
         left_out = {conflict.path for conflict in self.conflicts}
-        for rows in self._before.rows_of_sources(self._scope.own, self._scope.part, ["id", "document", SOURCE]):
+        for rows in self._rows_of_what_was_read():
             row_of = {identifier: (document, source) for identifier, document, source in rows}
             now = {
                 identifier: self._scope.moved_to(source=row_of[identifier][1], document=row_of[identifier][0])
@@ -168,6 +173,21 @@ class IndexDiff:
                 now = {one: name for one, name in now.items() if not lies_in(name or row_of[one][0], unread)}
             absent = set(self._documents.missing({name for name in now.values() if name is not None}))
             yield [(one, row_of[one][0], name is not None and name not in absent) for one, name in now.items()]
+
+    def _rows_of_what_was_read(self) -> Iterator[list[tuple[Any, ...]]]:
+        """(id, document, source) of the index's rows that the run may remove."""
+        assert self._before is not None
+        assert self._scope.part is not None
+        columns = ["id", "document", SOURCE]
+        if self._only is None or "." in self._only:
+            yield from self._before.rows_of_sources(self._scope.own, self._scope.part, columns)
+            return
+        start = self._scope.start
+        paths = {start + printable(name) for name in self._only}
+        few = outermost(paths) if len(paths) <= LOOKED_UP_EACH else [self._scope.part]
+        for prefix in few:
+            for rows in self._before.rows_of_sources(self._scope.own, prefix, columns):
+                yield [row for row in rows if lies_in(row[1], paths)]
 
     def close(self) -> None:
         """Release the sets of seen ids."""

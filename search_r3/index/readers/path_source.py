@@ -12,7 +12,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from search_r3.data.io.delimited import parse_delimiter
 from search_r3.data.io.jsonl import read_jsonl
@@ -61,6 +61,8 @@ class PathSource:
         position: how much was read so far; updated during iteration.
         include: patterns of the only files of a folder to read, as in `.gitignore`; none for all.
         exclude: patterns of files and folders of a folder to leave out.
+        only: paths of a folder, relative to it, to read; of a folder among them, all that is in it. None reads all. A
+            build then leaves the index's other documents alone.
     """
 
     def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
@@ -74,6 +76,7 @@ class PathSource:
         self.position = Amount()
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
+        self.only: frozenset[str] | None = None
         self._read = read
 
     def __iter__(self) -> Iterator[SourceDocument]:
@@ -218,8 +221,10 @@ def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -
 
 def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]:
     root = source.path
-    for path in _walk(root, source.skipped, source.filter()):
-        name = _printable(path.relative_to(root).as_posix())
+    chosen = source.filter()
+    paths = _walk(root, source.skipped, chosen) if source.only is None else _walk_only(source, chosen)
+    for path in paths:
+        name = printable(path.relative_to(root).as_posix())
         reader = reader_of(path)
         if reader is None or reader.kind != "file":
             source.skipped.append(Skipped(name, _why_not(path, reader)))
@@ -234,7 +239,7 @@ def _folder(source: PathSource, max_file_bytes: int) -> Iterator[SourceDocument]
 
 def _one_file(source: PathSource, reader: DocumentReader, max_file_bytes: int) -> Iterator[SourceDocument]:
     most = max_file_bytes * reader.size_factor
-    documents = _documents_of(SourceFile(source.path, _printable(source.path.name), most), reader)
+    documents = _documents_of(SourceFile(source.path, printable(source.path.name), most), reader)
     if isinstance(documents, Skipped):
         raise InputError(f"{source.path} cannot be indexed: {documents.reason}")
     source.position = Amount(1, _size(source.path))
@@ -263,14 +268,52 @@ def _documents_of(file: SourceFile, reader: DocumentReader) -> list[SourceDocume
     return documents or Skipped(file.name, "it has no documents")
 
 
-def _walk(root: Path, skipped: list[Skipped], chosen: FileFilter) -> Iterator[Path]:
+def _walk_only(source: PathSource, chosen: FileFilter) -> Iterator[Path]:
+    """The files of the folder that are in `source.only`, or below a path in it. Raises InputError if the folder itself
+    is not there: then all of its files would seem to be gone."""
+    root = source.path
+    _check_there(root)
+    for name in outermost(source.only or ()):
+        path = root / name
+        try:
+            mode = path.lstat().st_mode
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                source.skipped.append(_unread(printable(name), error))
+            continue
+        if name == ".":
+            yield from _walk(root, source.skipped, chosen)
+        elif stat.S_ISDIR(mode) and would_read(root, path, True, chosen):
+            yield from _walk(root, source.skipped, chosen, path)
+        elif stat.S_ISREG(mode) and would_read(root, path, False, chosen):
+            yield path
+    _check_there(root)
+
+
+def _check_there(root: Path) -> None:
+    if not root.is_dir():
+        raise InputError(f"{root} is not there any more; what was indexed of it is kept")
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Relative paths without those that lie in another one of them."""
+    kept: list[str] = []
+    for name in sorted(set(names), key=lambda name: PurePosixPath(name).parts):
+        if not kept or not PurePosixPath(name).is_relative_to(kept[-1]):
+            kept.append(name)
+    return kept
+
+
+def _walk(root: Path, skipped: list[Skipped], chosen: FileFilter, start: Path | None = None) -> Iterator[Path]:
+    """The files of a folder that are read, or of the folder `start` in it."""
+
     def unreadable(error: OSError) -> None:
         skipped.append(_unread(_relative(Path(error.filename), root), error))
 
-    for folder, folders, files in os.walk(root, onerror=unreadable):
+    for folder, folders, files in os.walk(start or root, onerror=unreadable):
         keep = []
         for name in sorted(folders):
-            if _is_ignored_folder(name) or _is_left_out(Path(folder, name), root, True, chosen, skipped):
+            if is_ignored_folder(name) or _is_left_out(Path(folder, name), root, True, chosen, skipped):
                 continue
             if os.path.islink(os.path.join(folder, name)):
                 skipped.append(Skipped(_relative(Path(folder, name), root), "a link to a folder"))
@@ -315,32 +358,35 @@ def _about_link(file: Path, root: Path) -> str:
     if not target.is_relative_to(root.resolve()):
         return "a link that leads out of the folder"
     *folders, name = target.relative_to(root.resolve()).parts
-    if name.startswith(".") or any(_is_ignored_folder(folder) for folder in folders) or not _is_read(target):
+    if name.startswith(".") or any(is_ignored_folder(folder) for folder in folders) or not _is_read(target):
         return "a link to a file that is not read"
     return "a link to a file read under its own name"
 
 
-def would_read(root: Path, path: Path, folder: bool | None = None) -> bool:
+def would_read(root: Path, path: Path, folder: bool | None = None, chosen: FileFilter | None = None) -> bool:
     """Whether reading the folder `root` as a source reads `path` inside it, which is a folder or a file.
 
     Args:
         folder: whether `path` is a folder; None looks it up.
+        chosen: which files of the root are read; by default those that `.gitignore` does not name.
     """
     folder = path.is_dir() if folder is None else folder
     parts = path.relative_to(root).parts
     folders, file = (parts, None) if folder else (parts[:-1], path)
-    if not parts or any(_is_ignored_folder(name) for name in folders):
+    if not parts or any(is_ignored_folder(name) for name in folders):
         return False
     if any((root / Path(*parts[:length])).is_symlink() for length in range(1, len(parts) + 1)):
         return False
-    chosen = FileFilter(root)
+    chosen = FileFilter(root) if chosen is None else chosen
     for length in range(1, len(parts) + 1):
-        if chosen.ignores("/".join(parts[:length]), length < len(parts) or folder):
+        name, is_folder = "/".join(parts[:length]), length < len(parts) or folder
+        if chosen.leaves_out(name, is_folder) or chosen.ignores(name, is_folder):
             return False
     return file is None or (not file.name.startswith(".") and _is_read(file))
 
 
-def _is_ignored_folder(folder: str) -> bool:
+def is_ignored_folder(folder: str) -> bool:
+    """Whether a folder of this name is never read: hidden ones, packages, tables of an index."""
     return folder.startswith(".") or folder in SKIPPED_FOLDERS or folder.endswith((".lance", ".egg-info"))
 
 
@@ -363,9 +409,9 @@ def _unread(name: str, error: OSError) -> Skipped:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return _printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path))
+    return printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name that can be printed and written: file names are bytes, and need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
