@@ -49,7 +49,7 @@ Invalid input gives one line that starts with `error:`, and exit code 2.
 """
 
 GROUPS = {
-    "search": ("demo", "index", "search", "delete", "compact", "backup", "restore", "serve", "mcp"),
+    "search": ("demo", "ask", "index", "search", "delete", "compact", "backup", "restore", "serve", "mcp"),
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",

@@ -15,6 +15,7 @@ import typer
 
 from search_r3 import __version__
 from search_r3.cli.adapt import adapt
+from search_r3.cli.ask import ask
 from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
 from search_r3.cli.data_read import data_read
@@ -65,7 +66,8 @@ app = typer.Typer(
 
     \b
     Start here:      search-r3 demo
-    Your own files:  search-r3 index ~/notes --into notes-index
+    Your own files:  search-r3 ask ~/notes "where did we decide on the license"
+    In two steps:    search-r3 index ~/notes --into notes-index
                      search-r3 search notes-index "where did we decide on the license"
     Your own model:  search-r3 data build RECIPE pairs.jsonl
                      search-r3 train sft CONFIG
@@ -315,7 +317,7 @@ app.add_typer(data_app, name="data")
 for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
                            ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
-COMMANDS = (adapt, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact,
+COMMANDS = (adapt, ask, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact,
             backup, restore, search, evaluate, tables, card, models)  # fmt: skip
 for command in COMMANDS:
-    app.command(cls=ReasoningCommand if command in (mcp, search) else None)(command)
+    app.command(cls=ReasoningCommand if command in (ask, mcp, search) else None)(command)

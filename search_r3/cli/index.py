@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.searchr3 import SearchR3
 
+FastDtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        help="auto is bfloat16 on a GPU and on CPUs with AMX or AVX-512 BF16, which are several times as fast in it, "
+        "else float32."
+    ),
+]
 EXIT_CONFLICTS = 1
 """Exit code of `index`: documents were left out because another source has their ids."""
 
@@ -144,13 +151,7 @@ def index(
     workers: Workers = 2,
     info: Annotated[bool, typer.Option("--info", help="Only describe the index PATH, with its recall.")] = False,
     device: Device = None,
-    dtype: Annotated[
-        Dtype,
-        typer.Option(
-            help="auto is bfloat16 on a GPU and on CPUs with AMX or AVX-512 BF16, which are several times as fast in "
-            "it, else float32."
-        ),
-    ] = Dtype.auto,
+    dtype: FastDtypeOption = Dtype.auto,
     engine: EngineOption = AUTO,
     as_json: Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from contextlib import ExitStack
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,6 +152,7 @@ def serve(
         from search_r3.server.keys import read_keys
         from search_r3.server.listening import listen, listen_unix
         from search_r3.server.run_server import serve as run
+        from search_r3.server.running import announced
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
         from search_r3.server.settings_file import read_settings
@@ -210,7 +212,14 @@ def serve(
             print("no browser was found; open the address yourself", file=sys.stderr)
 
     listening = listen(host, port) if uds is None else listen_unix(uds)
-    clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=greet)
+    with ExitStack() as stack:
+
+        def announce(url: str) -> None:
+            if uds is None and opened is not None and isinstance(opened.path, Path):
+                stack.enter_context(announced(opened.path, url))
+            greet(url)
+
+        clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=announce)
     if not as_json:
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:

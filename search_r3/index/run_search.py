@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
@@ -147,6 +148,24 @@ class SearchResult:
         if self.explanation is None:
             del found["explanation"]
         return found
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> SearchResult:
+        """The result of which `to_dict`, perhaps as JSON and with further fields, gave `record`.
+
+        Raises:
+            KeyError, TypeError: it is no such record.
+        """
+        trace, about = record["reasoning"], record.get("explanation")
+        return cls(
+            record["query"],
+            record["mode"],
+            [Hit(**hit) for hit in record["hits"]],
+            None if trace is None else ReasoningTrace(**trace),
+            Timings(**record["timings"]),
+            [ReadPassage(**passage) for passage in record["read"]],
+            None if about is None else Explanation.from_dict(about),
+        )
 
 
 def run_search(

@@ -11,6 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -101,6 +102,22 @@ class PathSource:
     def filter(self) -> FileFilter:
         """Which files of the folder are read, by the `.gitignore` files as they are now."""
         return FileFilter(self.path, self.include, self.exclude)
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """The files that are read, by their names in the folder: size, and time of the last change in nanoseconds.
+
+        If two listings are equal, no file was added, removed or written in between.
+        """
+        files = [self.path]
+        if self.kind == "folder":
+            files = [path for path in _walk(self.path, [], self.filter()) if _is_read(path)]
+        found = {}
+        for path in files:
+            with suppress(OSError):  # gone since it was listed
+                state = path.stat()
+                name = path.name if path == self.path else _relative(path, self.path)
+                found[name] = (state.st_size, state.st_mtime_ns)
+        return found
 
     def measure(self) -> Amount:
         """How much there is to read, in the units of `position`. Files are not read, only listed; for a file of records

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from search_r3.index.backends.index_backend import IndexBackend, Row
 from search_r3.index.results.query_words import WORD, has_no_spaces, without_stop_words
@@ -65,6 +66,14 @@ class Explanation:
     hits: list[HitExplanation]
     floor: float | None
     missing_words: list[str]
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Explanation:
+        """The explanation that `dataclasses.asdict` made `record` of; raises TypeError or KeyError for others."""
+        hits = [
+            HitExplanation(**{**hit, "same": [EqualPassage(**one) for one in hit["same"]]}) for hit in record["hits"]
+        ]
+        return cls(hits, record["floor"], list(record["missing_words"]))
 
 
 @dataclass(frozen=True)
