@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,14 @@ class Answer(BaseModel):
     """A response's body. The model only describes it: it is written as a dictionary, which is faster."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+_NAME = "search-r3-smollm2-135m-sft"
+
+
+def _like(example: dict[str, Any]) -> ConfigDict:
+    """The configuration of a body with an example, for the API page."""
+    return ConfigDict(extra="forbid", json_schema_extra={"example": example})
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -28,10 +36,23 @@ class ErrorDetail(Answer):
 class Error(Answer):
     """An error in OpenAI's form."""
 
+    model_config = _like(
+        {
+            "error": {
+                "message": "the query is empty; give some words",
+                "type": "invalid_request_error",
+                "param": "query",
+                "code": "invalid_value",
+            }
+        }
+    )
+
     error: ErrorDetail
 
 
 class Health(Answer):
+    model_config = _like({"status": "ready", "reason": None, "model": _NAME, "index": True, "in_flight": 0})
+
     status: Literal["ready", "loading", "terminating", "stopping", "failed", "index_unavailable"]
     reason: Annotated[
         str | None, Field(description="why not ready, or a warning; null without a key if the server has keys")
@@ -42,11 +63,20 @@ class Health(Answer):
 
 
 class Alive(Answer):
+    model_config = _like({"status": "alive"})
+
     status: Literal["alive"]
+
+
+_MODEL = {"id": _NAME, "object": "model", "created": 0, "owned_by": "search-r3", "dimension": 576,
+          "dimensions": [576], "contract_hash": "9f2c4e", "adaptive": False, "latent": False,
+          "reading": 0}  # fmt: skip
 
 
 class Model(Answer):
     """OpenAI's fields, and properties of the model's vectors."""
+
+    model_config = _like(_MODEL)
 
     id: str
     object: Literal["model"]
@@ -63,6 +93,8 @@ class Model(Answer):
 
 
 class Models(Answer):
+    model_config = _like({"object": "list", "data": [_MODEL]})
+
     object: Literal["list"]
     data: list[Model]
 
@@ -89,6 +121,21 @@ class Embedding(Answer):
 
 
 class Embeddings(Answer):
+    model_config = _like(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.021, -0.043, 0.008]}],
+            "model": _NAME,
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 0,
+                "total_tokens": 9,
+                "truncated_texts": 0,
+                "split_texts": 0,
+            },
+        }
+    )
+
     object: Literal["list"]
     data: list[Embedding]
     model: str
@@ -169,7 +216,21 @@ class Timings(Answer):
     search_ms: float
 
 
+_HIT = {"id": "tides.md", "document": "tides.md", "title": "Tides", "text": "The moon pulls the sea.",
+        "snippet": "The moon pulls the sea.", "highlights": [[4, 8]], "snippet_line": 3, "score": 0.0325,
+        "metadata": {}, "path": "tides.md", "start_line": 1, "end_line": 3, "ranks": {"vector": 1, "text": 2},
+        "scores": {"vector": 0.742, "text": 5.81}}  # fmt: skip
+
+
 class SearchResult(Answer):
+    model_config = _like({"query": "what does the moon do", "mode": "hybrid", "hits": [_HIT],
+                          "reasoning": {"text": "moon, tide, sea", "num_tokens": 6, "forced": False},
+                          "timings": {"reason_ms": 148.2, "search_ms": 6.1}, "read": [],
+                          "model": _NAME,
+                          "usage": {"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18,
+                                    "truncated_texts": 0},
+                          "remembered_ms": None})  # fmt: skip
+
     query: str
     mode: str
     hits: list[Hit]
@@ -203,6 +264,15 @@ class ListedDocument(Answer):
 
 
 class Documents(Answer):
+    model_config = _like(
+        {
+            "object": "list",
+            "total": 2,
+            "has_more": False,
+            "data": [{"object": "document", "id": "tides.md", "title": "Tides", "path": "tides.md"}],
+        }
+    )
+
     object: Literal["list"]
     data: list[ListedDocument]
     total: Count
@@ -215,6 +285,18 @@ class CountedDocuments(Answer):
 
 
 class IndexOverview(Answer):
+    model_config = _like(
+        {
+            "name": "notes-index",
+            "created": "2026-01-31T12:00:00+00:00",
+            "chunks": 919,
+            "documents": 230,
+            "folders": [{"name": "docs/", "documents": 18}],
+            "types": [{"name": ".md", "documents": 212}],
+            "headings": ["How are versions numbered"],
+        }
+    )
+
     name: str
     created: Annotated[str, Field(description="when the index was made, UTC in ISO 8601")]
     chunks: Count
@@ -230,12 +312,16 @@ class AddedDocument(Answer):
 
 
 class Added(Answer):
+    model_config = _like({"object": "list", "data": [{"object": "document", "id": "license"}], "chunks": 1})
+
     object: Literal["list"]
     data: list[AddedDocument]
     chunks: Count
 
 
 class Deleted(Answer):
+    model_config = _like({"object": "document", "id": "license", "deleted": True, "chunks": 1})
+
     object: Literal["document"]
     id: str
     deleted: Literal[True]
