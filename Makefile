@@ -78,7 +78,7 @@ define FIND_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "error: Search-R3 needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V 2>&1); run make PYTHON=python3.12, say" >&2; exit 2; }
 endef
 
-.PHONY: demo test test-fast test-nightly test-latest test-lowest docs figures wheel test-wheel update sbom lint install help report
+.PHONY: demo test test-fast test-nightly test-latest test-lowest docs figures wheel test-wheel update sbom lint install help report pictures
 .DEFAULT_GOAL := help
 
 help:
@@ -90,6 +90,7 @@ help:
 	@echo "make test-lowest  the same in the lowest versions allowed, in $(LOWEST): the tests that touch them"
 	@echo "make docs         write docs/cli.md and docs/configuration.md from the code"
 	@echo "make report       write docs/report.html, every result on one page, from results/"
+	@echo "make pictures     take the pictures of the docs again, with a headless Chromium"
 	@echo "make figures      check that every table and model card is what the runs in results/ give"
 	@echo "make wheel        build the wheel into $(DIST)/"
 	@echo "make test-wheel   the same, then install it into $(WHEEL) and use it from an empty folder"
@@ -115,6 +116,9 @@ docs: $(STAMP)
 
 report: $(STAMP)
 	@$(BIN)/search-r3 report docs/report.html
+
+pictures: $(STAMP)
+	@$(BIN)/python .ci/pictures.py
 
 figures: $(STAMP)
 	@$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS) .ci/test_figures.py
