@@ -142,7 +142,7 @@ def _content(loaded: Results) -> str:
     """Whether the content of the reasoning matters, by the studies' control with another query's reasoning."""
     parts = []
     for study in loaded.studies:
-        rows = next((family["comparisons"] for family in study["families"] if family["against"] == "off"), [])
+        rows: list[dict[str, Any]] = next((f["comparisons"] for f in study["families"] if f["against"] == "off"), [])
         row = next((row for row in rows if row["mode"] == "shuffled"), None)
         if row:
             parts.append(f"{_signed(Estimate(row['difference'], row['low'], row['high']))} on {study['dataset']}")

@@ -113,9 +113,8 @@ def _drawn(area: PlotArea, one: Series, x_names: Sequence[str] | None, *, joined
         for (x, _), (low, high) in zip(one.points, one.ribbon, strict=True):
             parts.append(line(area.x(x), area.y(low), area.x(x), area.y(high), f"range {style}"))
     elif one.ribbon:
-        sides = zip(one.points, one.ribbon, strict=True)
-        low, high = zip(*(((x, a), (x, b)) for (x, _), (a, b) in sides), strict=True)
-        around = [*low, *reversed(high)]
+        sides = [(x, a, b) for (x, _), (a, b) in zip(one.points, one.ribbon, strict=True)]
+        around = [*((x, a) for x, a, _ in sides), *((x, b) for x, _, b in reversed(sides))]
         parts.append(f'<path class="ribbon {style}" d="{_path(area, around)}Z"/>')
     if joined:
         parts.append(f'<path class="line {style}{" faint" if one.faint else ""}" d="{_path(area, one.points)}"/>')

@@ -36,7 +36,7 @@ class SFTCollator:
     Args:
         checkpoint: provides the tokenizer and the contract, whose prompts include the conversations of the recipe.
         sampler: chooses the pairs of a step.
-        answers: every query's documents that answer it, with their grades (`contrastive.known_answers`).
+        answers: the keys of the documents that answer each query, with their grades (`contrastive.known_answers`).
         encoder: returns a SearchR3 with the current weights, which writes the self-generated reasoning.
 
     Attributes:
@@ -49,7 +49,7 @@ class SFTCollator:
         config: SFTConfig,
         checkpoint: Checkpoint,
         sampler: BatchSampler,
-        answers: Mapping[str, Mapping[str, float]],
+        answers: Mapping[str, Mapping[int, float]],
         encoder: Callable[[], SearchR3],
     ) -> None:
         self.config, self.sampler, self.answers, self.encoder = config, sampler, answers, encoder
