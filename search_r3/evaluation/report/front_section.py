@@ -6,6 +6,7 @@ Each answer is one sentence with 95% intervals, beside a forest plot of the best
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.publish.tables import MODE_LABELS
