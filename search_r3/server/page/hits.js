@@ -10,8 +10,6 @@ export function element(tag, className, text) {
 
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
-// ---- what reasoning changed
-
 export function explained({ hits, explanation }) {
   // The hits of a result, each with what the server says about it (`about`).
   return hits.map((hit, i) => ({ ...hit, about: explanation?.hits[i] ?? {} }));
@@ -40,7 +38,6 @@ export function merged(off, on) {
 }
 
 export function verdict(off, on) {
-  // What reasoning changed in the list, in one line.
   const rows = merged(off, on);
   const count = (change) => rows.filter((row) => row.change === change).length;
   const [fresh, gone, moved] = [count("new"), count("gone"), count("up") + count("down")];
@@ -56,8 +53,6 @@ function movement({ change, was }) {
   return element("span", `moved ${change}`, text);
 }
 
-// ---- why it is here
-
 function why(hit) {
   // The hit's rank and score in each list that has it, in words; the fused score only as a tooltip.
   const line = element("p", "why");
@@ -69,8 +64,7 @@ function why(hit) {
 }
 
 function fill(place, text, marks, near) {
-  // Put `text` into the element `place` with its marks (start, end, whose word it is), and the range `near` tinted.
-  // Positions count code points, JavaScript strings count UTF-16 units.
+  // Put `text` into `place` with its marks (start, end, whose word it is), and the range `near` tinted; in code points.
   const points = Array.from(text), [from, to] = near ?? [0, 0];
   const ends = [...new Set([0, points.length, from, to, ...marks.flatMap(([start, end]) => [start, end])])].sort((a, b) => a - b);
   place.replaceChildren(...ends.slice(1).map((end, i) => {
@@ -123,7 +117,6 @@ function sameOf(hit) {
 }
 
 export function sentencesOf(hit) {
-  // The sentences of the snippet: [start, end] in code points.
   const found = [];
   let start = 0;
   for (const { segment } of new Intl.Segmenter("en", { granularity: "sentence" }).segment(flowing(hit.snippet))) {
@@ -137,7 +130,7 @@ export function sentencesOf(hit) {
 const RECORDS = /\.(jsonl|ndjson|csv|tsv|parquet)$/i;
 
 function pageOf(hit) {
-  // "report.pdf, page 12"; only the file where it has no pages, or "page" is a field of the user's own records.
+  // "report.pdf, page 12"; in records, "page" is a field of the user's own.
   const field = ["page", "slide", "cell"].find((name) => Number.isInteger(hit.metadata?.[name]));
   return field && !RECORDS.test(hit.path) ? `${hit.path}, ${field} ${hit.metadata[field]}` : hit.path;
 }
@@ -181,24 +174,19 @@ function item(row, name) {
 }
 
 export function showRows(list, rows) {
-  // Replace the items of the <ol> `list`.
   list.replaceChildren(...rows.map((row, i) => item(row, `${list.id}-passage-${i}`)));
   if (!rows.length) list.append(element("li", "none", "Nothing was found."));
 }
 
-// ---- figures
-
 export const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 export function figures({ timings, usage, reasoning }) {
-  // Times and tokens of one search.
   const { reason_ms: model, search_ms: index } = timings;
   const written = reasoning ? `, ${usage.completion_tokens} written` : "";
   return `${milliseconds(model + index)} (model ${milliseconds(model)}, index ${milliseconds(index)}) · ${usage.prompt_tokens} tokens read${written}`;
 }
 
 export function sizes({ name, documents, chunks, created }) {
-  // What is indexed, in one line.
   const day = created && new Date(created).toLocaleDateString("en-GB", { day: "numeric", month: "long", year: "numeric" });
   const parts = [documents !== null && plural(documents, "document"), plural(chunks, "passage")].filter(Boolean);
   return `${name}: ${parts.join(" in ")}${day ? `, made on ${day}` : ""}.`;

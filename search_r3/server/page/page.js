@@ -26,8 +26,6 @@ let ready = false;
 let answer = null; // {asked, off, on} of the question that is shown
 const reading = 3; // passages to be read
 
-// ---- theme
-
 const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
 
@@ -42,8 +40,6 @@ $("theme").addEventListener("click", () => {
 });
 prefersDark.addEventListener("change", nameTheme);
 nameTheme();
-
-// ---- errors
 
 function showProblem(problem) {
   // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
@@ -62,8 +58,6 @@ function clearProblem() {
   $("again").hidden = true;
   $("key-form").hidden = true;
 }
-
-// ---- the address
 
 function readAddress() {
   // Set the fields to what the address says; what it does not say is the default.
@@ -103,8 +97,6 @@ function filter() {
   if ($("type").value) parts.push(like(`%${$("type").value}`));
   return parts.length ? parts.join(" AND ") : null;
 }
-
-// ---- asking
 
 const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
 
@@ -302,7 +294,6 @@ window.addEventListener("popstate", () => {
 });
 
 function clear() {
-  // As if nothing had been asked.
   running?.abort();
   answer = null;
   clearProblem();
@@ -312,8 +303,6 @@ function clear() {
   document.title = "Search-R3";
   $("question").focus();
 }
-
-// ---- keys
 
 const lists = () => [...document.querySelectorAll("#results ol")].filter((list) => list.offsetParent !== null);
 const listOf = (target) => target?.closest("ol") ?? null;
@@ -346,8 +335,6 @@ document.addEventListener("keydown", (event) => {
   } else return;
   event.preventDefault();
 });
-
-// ---- the beginning
 
 function addOption(field, value, text) {
   const option = element("option", "", text);

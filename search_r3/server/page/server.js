@@ -41,7 +41,6 @@ async function* eventsOf(body) {
 }
 
 async function refusal(response) {
-  // The AskError for an error response.
   let error = {};
   try {
     error = (await response.json()).error ?? {};
@@ -72,7 +71,6 @@ export async function vectors(body, signal) {
 }
 
 export async function search(body, signal, onText) {
-  // One search, streamed; returns its result.
   const started = performance.now();
   const response = await answered("v1/search", { body: { ...body, stream: true }, signal });
   for await (const { event, data } of eventsOf(response.body)) {
