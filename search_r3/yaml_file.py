@@ -38,8 +38,8 @@ def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader)
     return parse_yaml(decode_text(Path(path).read_bytes(), path), loader)
 
 
-def parse_yaml(text: str | IO[str], loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """The document in `text`; nothing in it can run code.
+def parse_yaml(text: str | IO[str], loader: type[yaml.SafeLoader | yaml.BaseLoader] = yaml.SafeLoader) -> Any:
+    """The document in `text`; nothing in it can run code. BaseLoader leaves all values text.
 
     Raises:
         yaml.YAMLError: it is not valid, or a value in it cannot be read.

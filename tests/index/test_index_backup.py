@@ -69,7 +69,7 @@ def test_every_backup_made_while_writing_is_one_commit(model, path: Path, tmp_pa
             update_documents(path, texts(rounds[-1]), model)
             compact_index(path, keep=timedelta(0))
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     try:
         for number in range(6):

@@ -5,39 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
-from processes import eventually
+from processes import eventually, start
 
 from search_r3.cli import main
 from search_r3.index import SearchIndex
 
 pytestmark = pytest.mark.slow
-
-
-class Lines:
-    """What a process writes, line by line."""
-
-    def __init__(self, stream: IO[str] | None) -> None:
-        assert stream is not None
-        self.all: list[str] = []
-        self._stream = stream
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        for line in self._stream:
-            self.all.append(line)
-
-    def end(self) -> None:
-        """Wait for the last line."""
-        self._thread.join(60)
-        self._stream.close()
 
 
 def documents(index: Path) -> set[str]:
@@ -51,23 +29,17 @@ def test_a_watched_folder_is_followed_until_it_is_told_to_stop(tmp_path: Path, t
     (folder / "a.md").write_text("flour and water")
     command = [sys.executable, "-m", "search_r3", "index", str(folder), "--into", str(index), "--watch", "--json"]
     command += ["--model", str(tiny_model), "--device", "cpu", "--dtype", "float32"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, said = Lines(process.stdout), Lines(process.stderr)
-    try:
-        eventually(lambda: any(line.startswith("watching ") for line in said.all) or process.poll() is not None, 600)
-        assert process.poll() is None, said.all
+    with start(command) as child:
+        child.line("^watching ", "stderr", 600)
         (folder / "b.md").write_text("a train to Vienna")
         (folder / "a.md").rename(folder / "c.md")
         eventually(lambda: documents(index) == {"b.md", "c.md"}, 300)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(300) == 0, said.all
-    finally:
-        process.kill()
-        process.wait()
-    out.end()
-    said.end()
-    assert said.all[-1] == "Stopped.\n"
-    updates: list[dict[str, Any]] = [json.loads(line) for line in out.all if line.startswith('{"index"')]
+        child.send_signal(signal.SIGINT)
+        assert child.wait(300) == 0
+    assert child.stderr.endswith("Stopped.\n")
+    updates: list[dict[str, Any]] = [
+        json.loads(line) for line in child.stdout.splitlines() if line.startswith('{"index"')
+    ]
     paths = set().union(*(one["paths"] for one in updates))
     assert paths - {"notes.index"} == {"a.md", "b.md", "c.md"}, "nothing in the index is a change"
     assert sum(one["added"] for one in updates) == 2

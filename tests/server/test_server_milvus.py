@@ -42,7 +42,7 @@ def test_two_servers_answer_while_a_build_is_exchanged(tiny: SearchR3, tmp_path:
                 hits = answer.json["hits"] if answer.status == 200 else []
                 answers.append((answer.status, {hit["text"].split()[2] for hit in hits}))
 
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+        threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(4)]
         for thread in threads:
             thread.start()
         for build in (1, 2):

@@ -14,6 +14,7 @@ from search_r3.index.readers.csv_file import plain_name
 from search_r3.index.readers.document_reader import DocumentReader, SourceFile
 from search_r3.index.readers.record_readers import flat_metadata
 from search_r3.index.source_document import Kind, Scalar, SourceDocument
+from search_r3.yaml_file import parse_yaml
 
 CODE_SUFFIXES = (
     ".c .cc .cfg .clj .cmake .conf .cpp .cs .css .cu .cuh .dart .el .erl .ex .exs .go .gradle .graphql .h .hh .hpp .hs "
@@ -72,7 +73,7 @@ def front_matter(text: str) -> tuple[dict[str, Scalar], int]:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, Loader=yaml.BaseLoader)):
             return {}, 0  # a few aliases can stand for more text than memory holds
-        fields = yaml.load(block, Loader=yaml.BaseLoader)  # strings, lists and mappings only
+        fields = parse_yaml(block, yaml.BaseLoader)  # strings, lists and mappings only
     except (yaml.YAMLError, RecursionError):
         return {}, 0
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):

@@ -6,13 +6,13 @@ Milvus Lite stands for a server. What it does otherwise than one would think has
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run
 
 from search_r3.cli import main
 from search_r3.errors import InputError
@@ -195,7 +195,7 @@ def test_no_search_fails_or_mixes_two_builds_while_one_is_exchanged(milvus: str,
             assert len(hits) == 12
             answers[number].append({hit.text.split()[2] for hit in hits})
 
-    threads = [threading.Thread(target=search, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=search, args=(number,), daemon=True) for number in range(2)]
     for thread in threads:
         thread.start()
     try:
@@ -271,7 +271,7 @@ def test_what_is_wrong_is_one_line(milvus: str, model, tmp_path: Path, capsys, t
         assert len(error) == 1, error
         assert words in error[0]
     program = "from search_r3.index import SearchIndex\nSearchIndex.open({!r})"
-    second = subprocess.run([sys.executable, "-c", program.format(milvus)], capture_output=True, text=True, timeout=100)
+    second = run([sys.executable, "-c", program.format(milvus)], check=False)
     assert "one process at a time may" in second.stderr.splitlines()[-1]
 
 
@@ -290,8 +290,7 @@ def test_a_collection_is_loaded_when_another_process_opens_it(tmp_path: Path, mo
     paths = [str(Path(__file__).parents[1])]
     for action in (build, search):
         command = [sys.executable, "-c", program.format(paths=paths, action=action)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
+        done = run(command)
     assert done.stdout.strip() == "a"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from processes import run
 
 from search_r3.errors import InputError
 from search_r3.index import open_source
@@ -108,10 +108,10 @@ TREE = (
 @pytest.mark.parametrize("given", ["option", "file"])
 def test_patterns_mean_what_git_says(tmp_path: Path, patterns: list[str], given: str):
     root = made(tmp_path / "tree", *TREE)
-    subprocess.run(["git", "init", "-q", root], check=True)
+    run(["git", "init", "-q", root])
     (root / ".gitignore").write_text("\n".join(patterns))
     asked = ["git", "-C", root, "-c", "core.excludesFile=", "check-ignore", "--no-index", *TREE]
-    ignored = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    ignored = run(asked, check=False).stdout.splitlines()
     if given == "option":
         (root / ".gitignore").unlink()
     chosen = {"exclude": patterns} if given == "option" else {}
