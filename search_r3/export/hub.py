@@ -15,16 +15,15 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.export.merged_export import check_target
 from search_r3.files import atomic_path
-from search_r3.model.checkpoint import ADAPTER_FILE, CONTRACT_FILE, read_record
+from search_r3.model.checkpoint import ADAPTER_FILE, ADAPTER_KINDS, CONTRACT_FILE, read_record
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import BUNDLED, DEFAULT_ADAPTER, weights_sha256
 
 SUFFIXES = (".safetensors", ".json", ".md")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-ADAPTERS = ("adapter", "query_adapter")
 NEEDED = {
     "merged": ("config.json", "tokenizer.json", "tokenizer_config.json"),
-    **dict.fromkeys(ADAPTERS, ("adapter_config.json",)),
+    **dict.fromkeys(ADAPTER_KINDS, ("adapter_config.json",)),
 }
 
 
@@ -50,7 +49,7 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
     folder = Path(folder)
     _check_name(repo)
     kind, contract = _checked(folder)
-    loaded = {"base": contract.base} if kind in ADAPTERS else {}
+    loaded = {"base": contract.base} if kind in ADAPTER_KINDS else {}
     if kind == "query_adapter":
         loaded["documents' model"] = str((read_record(folder) or {}).get("documents", {}).get("source"))
     for what, name in loaded.items():
@@ -146,7 +145,7 @@ def _checked(folder: Path) -> tuple[str, Contract]:
         raise InputError(f"{folder / CONTRACT_FILE} says kind {kind!r}; expected one of: {', '.join(NEEDED)}")
     if missing := [name for name in NEEDED[kind] if not (folder / name).is_file()]:
         raise InputError(f"{folder} lacks {', '.join(missing)}; a checkpoint of kind {kind} has it, so export it again")
-    adapter = kind in ADAPTERS
+    adapter = kind in ADAPTER_KINDS
     digest = weights_sha256(folder, ADAPTER_FILE) if adapter else weights_sha256(folder)
     if digest != ((contract.query_weights or contract.adapter_weights) if adapter else record.get("weights")):
         raise InputError(f"{folder}: the weights do not match its contract; download or export it again")

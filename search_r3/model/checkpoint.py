@@ -25,6 +25,8 @@ from search_r3.model.resolve import check_name, find_adapter, resolve, weights_s
 from search_r3.prompts import EMBED_TOKEN
 
 CONTRACT_FILE = "search_r3.json"
+ADAPTER_KINDS = ("adapter", "query_adapter")
+"""The kinds of checkpoint that are a LoRA adapter of a base."""
 ADAPTER_FILE = "adapter_model.safetensors"
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, because GPUs are slower otherwise and vLLM's weight sync can fail."""
@@ -264,7 +266,9 @@ def find_documents(folder: Path, record: dict[str, Any]) -> str | Path:
     return source
 
 
-def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> Contract:
+def save_adapter(
+    model: Any, contract: Contract, folder: Path, documents: tuple[str, str] | None = None, **more: Any
+) -> Contract:
     """Write a PEFT model's adapter and its contract into `folder`; returns the contract with the adapter's hash.
 
     The adapter is saved in bfloat16 and without the tied embeddings, which would add 113 MB; only the embed token's row
@@ -274,8 +278,11 @@ def save_adapter(model: Any, contract: Contract, folder: Path, **more: Any) -> C
         model: the PEFT model.
         contract: the contract, whose `adapter_weights` are filled in.
         folder: created if it does not exist.
+        documents: writes a query adapter instead, see `save_query_adapter`.
         more: entries for the record that are not part of the contract, so they are not hashed.
     """
+    if documents is not None:
+        return save_query_adapter(model, contract, documents, folder, **more)
     written = replace(contract, adapter_weights=_write_adapter(model, contract.base, folder))
     write_record(folder, "adapter", written, **more)
     return written

@@ -186,11 +186,9 @@ class GRPOTask:
     def save(self, folder: Path) -> None:
         """Write stage 1's adapter and this one as one adapter of the original base, and its contract."""
         self.saved.model = self.policy.saved_model
-        contract, documents = self.checkpoint.contract, self.checkpoint.documents
-        if documents is None:
-            checkpoints.save_adapter(self.saved, contract, folder)
-        else:
-            checkpoints.save_query_adapter(self.saved, contract, (documents.name, documents.source), folder)
+        embeds = self.checkpoint.documents
+        documents = None if embeds is None else (embeds.name, embeds.source)
+        checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder, documents)
 
 
 def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
@@ -206,7 +204,7 @@ def load_stage_one(name: str) -> tuple[Checkpoint, Path]:
             f"{name} has no contract ({checkpoints.CONTRACT_FILE}), so it is not a stage 1 adapter; give the `adapter` "
             "folder of a run of search-r3 train sft"
         )
-    if record["kind"] not in ("adapter", "query_adapter"):
+    if record["kind"] not in checkpoints.ADAPTER_KINDS:
         raise InputError(f"{name} is a {record['kind']} model; give the stage 1 adapter that it was made from")
     return checkpoints.load(name, dtype=torch.float32), folder
 

@@ -22,11 +22,11 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.checkpoint import (
     ADAPTER_FILE,
+    ADAPTER_KINDS,
     CONTRACT_FILE,
     find_documents,
     read_record,
     save_adapter,
-    save_query_adapter,
 )
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import resolve, weights_sha256
@@ -125,7 +125,8 @@ def average_adapters(
     )
     settings = first.settings | {"r": rank, "lora_alpha": scale * rank}
     with atomic_path(into) as scratch:
-        _save(_Written(tensors, settings), first, scratch, _record(adapters, shares))
+        more = _record(adapters, shares)
+        save_adapter(_Written(tensors, settings), first.contract, scratch, _documents_of(first), **more)
         SearchR3.from_pretrained(scratch, device="cpu").write_golden(scratch)
     return Averaged(into, shares, rank, sum(ranks), kept)
 
@@ -222,7 +223,7 @@ def _read(folder: Path) -> Adapter:
     record = read_record(folder)
     if record is None:
         raise InputError(f"{folder} has no contract ({CONTRACT_FILE}), so it is not a Search-R3 adapter")
-    if record["kind"] not in ("adapter", "query_adapter"):
+    if record["kind"] not in ADAPTER_KINDS:
         raise InputError(f"{folder} is a model of kind {record['kind']}; give the adapter that it was made from")
     contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
     settings = read_settings(folder, "averaged")
@@ -246,12 +247,11 @@ def _leading(adapters: Sequence[Adapter]) -> Adapter:
     return next((adapter for adapter in adapters if adapter.is_for_queries), adapters[0])
 
 
-def _save(model: _Written, first: Adapter, folder: Path, more: dict[str, Any]) -> None:
-    if not first.is_for_queries:
-        save_adapter(model, first.contract, folder, **more)
-        return
-    documents = first.record["documents"]["name"], str(find_documents(first.folder, first.record))
-    save_query_adapter(model, first.contract, documents, folder, **more)
+def _documents_of(adapter: Adapter) -> tuple[str, str] | None:
+    """Name and place of the model that embeds a query adapter's documents; None for another adapter."""
+    if not adapter.is_for_queries:
+        return None
+    return adapter.record["documents"]["name"], str(find_documents(adapter.folder, adapter.record))
 
 
 def _check_fits(first: Adapter, other: Adapter) -> None:
@@ -267,21 +267,15 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
             f"{other.folder} belongs to other documents than the query adapter {first.folder}; only query adapters of "
             "one document space, and the adapter that embeds its documents, can be averaged"
         )
-    if first.is_for_queries and not other.is_for_queries:
-        _check_same_shape(first, other)
-        return
     mine, theirs = (one.contract.to_dict() for one in (first, other))
-    for name in sorted(mine.keys() | theirs.keys()):
+    # The adapter of a query adapter's documents has no part in its queries' conversations.
+    compared = mine.keys() | theirs.keys() if first.is_for_queries == other.is_for_queries else ()
+    for name in sorted(compared):
         if name not in OWN_FIELDS and mine.get(name) != theirs.get(name):
             raise InputError(
                 f"{other.folder} embeds with another {name} than {first.folder}, so their weights do not belong "
                 "together; only adapters with one contract can be averaged"
             )
-    _check_same_shape(first, other)
-
-
-def _check_same_shape(first: Adapter, other: Adapter) -> None:
-    """Raise InputError unless both adapt the same layers and rows."""
     for what, one, two in (
         ("adapts other layers", first.layers, other.layers),
         ("trained other rows", first.rows, other.rows),

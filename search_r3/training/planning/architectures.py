@@ -19,7 +19,7 @@ import torch
 
 from search_r3.errors import InputError
 from search_r3.files import expand_user
-from search_r3.model.checkpoint import Checkpoint, Contract, add_embed_token, padded_rows, read_record
+from search_r3.model.checkpoint import ADAPTER_KINDS, Checkpoint, Contract, add_embed_token, padded_rows, read_record
 from search_r3.model.resolve import check_name
 from search_r3.prompts import Prompts
 
@@ -84,7 +84,7 @@ def architecture_of(name: str) -> Architecture:
     folder = expand_user(name)
     if folder.is_dir():
         record = read_record(folder)
-        if record is not None and record["kind"] in ("adapter", "query_adapter"):
+        if record is not None and record["kind"] in ADAPTER_KINDS:
             return architecture_of(str(record["contract"]["base"]))
         return _read(name, folder)
     key = name.rsplit("/", 1)[-1].lower().removesuffix("-instruct")

@@ -43,7 +43,7 @@ class FixedDocuments:
     Args:
         embedding_ND: unit rows, float32. The first `negatives` of them are compared with every query.
         key_N: each row's key (see `contrastive.document_key`); the chunks of a document share one.
-        documents: name and source of the model that embeds documents, for `checkpoint.save_query_adapter`.
+        documents: name and source of the model that embeds documents, for `checkpoint.save_adapter`.
         negatives: all rows by default; further ones are only looked up, for validation.
     """
 

@@ -317,11 +317,8 @@ class SFTTask:
     def save(self, folder: Path) -> None:
         """Write the adapter, its contract, and the dimensions to which embeddings can be truncated."""
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
-        model, contract = self.policy.saved_model, self.checkpoint.contract
-        if self.fixed is None:
-            checkpoints.save_adapter(model, contract, folder, **more)
-        else:
-            checkpoints.save_query_adapter(model, contract, self.fixed.documents, folder, **more)
+        documents = None if self.fixed is None else self.fixed.documents
+        checkpoints.save_adapter(self.policy.saved_model, self.checkpoint.contract, folder, documents, **more)
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the current weights merged, in the precision of training."""
