@@ -19,6 +19,7 @@ import typer
 from search_r3.cli.index import FastDtypeOption, load_fast
 from search_r3.cli.options import (
     AUTO,
+    EXIT_NOTHING_FOUND,
     Budget,
     Device,
     Dtype,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 2.0
 """Seconds that a running server has to accept a connection."""
 ANSWER_SECONDS = 300.0
-EXIT_NOTHING_FOUND = 1
 
 
 class Stopwatch:
@@ -110,7 +110,8 @@ def ask(
             result = ask_server(url, question, k=k, reasoning=reasoning, budget=budget)
     if result is None:
         url = None
-        result = _answer(kept, question, (name, device, dtype, engine), watch, k=k, reasoning=reasoning, budget=budget)
+        loading = name, device, dtype, engine
+        result = _answer(kept, current, question, loading, watch, k=k, reasoning=reasoning, budget=budget)
     if as_json:
         print_json(result.to_dict() | {"index": str(kept.folder), "server": url, "timings_ms": watch.total()})
         return
@@ -119,6 +120,7 @@ def ask(
 
 def _answer(
     kept: CachedIndex,
+    current: bool,
     question: str,
     loading: tuple[str, str | None, Dtype, str],
     watch: Stopwatch,
@@ -127,11 +129,10 @@ def _answer(
     reasoning: Reasoning,
     budget: int,
 ) -> SearchResult:
-    """Load the model, bring the index up to date with it where that is due, and search."""
+    """Load the model, bring the index up to date with it unless it is `current`, and search."""
     from search_r3.index.index_info import ModelMismatch
     from search_r3.index.search_index import SearchIndex
 
-    current = kept.up_to_date
     if not current and on_terminal():
         print_progress(f"indexing {kept.source.path}: loading the model ...")
     with watch.part("model"):

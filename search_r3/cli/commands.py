@@ -28,6 +28,7 @@ from search_r3.cli.index_backup import backup, restore
 from search_r3.cli.index_maintenance import Index, compact, delete
 from search_r3.cli.options import (
     AUTO,
+    EXIT_NOTHING_FOUND,
     SETTINGS,
     Budget,
     Device,
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENT = 1
 """Exit code of `models --check`: the model does not reproduce its golden vectors."""
-EXIT_NOTHING_FOUND = 1
-"""Exit code of `search` without hits, as grep's; with --json it is 0."""
 app = typer.Typer(
     help="""Search that reasons before it embeds: train, index, search and evaluate.
 

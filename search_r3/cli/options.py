@@ -153,6 +153,8 @@ TrainingPairs = Annotated[
 ]
 KeyVariable = Annotated[str, typer.Option(help="The environment variable that holds the endpoint's key.")]
 API_KEY_VARIABLE = "OPENAI_API_KEY"
+EXIT_NOTHING_FOUND = 1
+"""Exit code of `search` and `ask` without hits, as grep's; with --json it is 0."""
 NoKey = Annotated[bool, typer.Option("--no-key", help="The endpoint needs no key.")]
 BudgetTokens = Annotated[int | None, typer.Option(min=1, help="Stop before this many tokens are used.")]
 AllowMissing = Annotated[
