@@ -177,7 +177,7 @@ def ask_server(url: str, question: str, *, k: int, reasoning: Reasoning, budget:
     """The answer of the server at `url`; None if it gives none (it is busy, still loads, or wants another key)."""
     from search_r3.index.run_search import SearchResult
 
-    thought = budget if reasoning is Reasoning.on else False if reasoning is Reasoning.off else reasoning.value
+    thought = budget if reasoning is Reasoning.on else reasoning.chosen(None)
     body = json.dumps({"query": question, "k": k, "reasoning": thought, "explain": True})
     headers = {"Content-Type": "application/json"}
     key = os.environ.get(KEY_VARIABLE, "").partition(",")[0].strip()

@@ -244,7 +244,7 @@ def limit_queries(model: SearchR3, max_tokens: int | None, too_long: TooLongQuer
 
     if max_tokens is not None:
         check_room(model, max_tokens, budget, "--max-tokens")
-    return LimitedQueries(model, TextLimit(max_tokens or TextLimit().tokens, too_long.value))
+    return LimitedQueries(model, TextLimit.of(max_tokens, too_long.value))
 
 
 def card(

@@ -21,6 +21,7 @@ from search_r3.cli.options import (
     Json,
     MaxLength,
     Split,
+    given_options,
     print_json,
     print_progress,
     silence_transformers,
@@ -268,9 +269,9 @@ def _run_suite(
 
 def _refuse_options(context: typer.Context, suite: Path) -> None:
     """Raise InputError for options that the suite's file sets."""
+    given = given_options(context)
     for name, key in IN_THE_SUITE.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if name in given:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} does not work with a suite: set it in {suite}, or use --set {key}=VALUE")
 

@@ -186,7 +186,6 @@ def index(
         "take_over": take_over,
         "may_prune": None if prune else ask_to_prune,
         "types": parse_type_options(types),
-        **({"exchange": True} if exchange else {}),
     }
     update_index(
         path,
@@ -196,6 +195,7 @@ def index(
         loading=(device, dtype, engine),
         reading={"delimiter": delimiter, "include": include or (), "exclude": exclude or ()},
         backend=backend,
+        exchange=exchange,
         commit_every=commit_every,
         cluster=None if ray is None else (ray, workers),
         watch=watch,
@@ -212,6 +212,7 @@ def update_index(
     loading: tuple[str | None, Dtype, str],
     reading: dict[str, Any],
     backend: str | None,
+    exchange: bool,
     commit_every: int | None,
     cluster: tuple[str, int] | None,
     watch: bool,
@@ -232,11 +233,11 @@ def update_index(
     """
     from search_r3.index.readers.path_source import open_source, sample_queries
 
-    if cluster is not None and (backend is not None or "exchange" in options):
+    if cluster is not None and (backend is not None or exchange):
         raise InputError("--ray builds only indexes of the backend lance; leave --backend and --exchange out")
     if cluster is not None and watch:
         raise InputError("--watch keeps the model loaded here, --ray on other machines; give one of them")
-    if watch and "exchange" in options:
+    if watch and exchange:
         raise InputError("--exchange builds a new index once, --watch keeps one up to date; give one of them")
     documents = open_source(path, **reading)
     if on_terminal():
@@ -257,7 +258,12 @@ def update_index(
         report = index_on_ray(target, documents, name, *cluster, (device, dtype.value, engine), **options)
     else:
         loaded = load_fast(name, device, dtype, engine)
-        local: dict[str, Any] = {"commit_every": commit_every, "queries": sample_queries(documents), "backend": backend}
+        local: dict[str, Any] = {
+            "commit_every": commit_every,
+            "queries": sample_queries(documents),
+            "backend": backend,
+            "exchange": exchange,
+        }
         if options["max_length"] is not None:
             check_room(loaded, options["max_length"], name="--max-length")
         report = build_index(target, documents, loaded, **options, **local)

@@ -165,6 +165,11 @@ AllowMissing = Annotated[
 ]
 
 
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the parameters that the command line sets."""
+    return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+
+
 def load(name: str, device: str | None, dtype: Dtype, engine: str = AUTO) -> SearchR3:
     from search_r3.model.searchr3 import SearchR3
 

@@ -22,6 +22,7 @@ from search_r3.cli.options import (
     EngineOption,
     Model,
     expand_home,
+    given_options,
     load,
     silence_transformers,
 )
@@ -160,7 +161,7 @@ def serve(
     from search_r3.model.model_info import model_of_index
     from search_r3.model.resolve import default_model
 
-    given = _given_options(context)
+    given = given_options(context)
     if uds is not None and not given.isdisjoint(("host", "port", "open_page")):
         raise InputError("--uds replaces --host and --port, and no browser can open it; give one or the other")
     options: dict[str, Any] = {
@@ -224,11 +225,6 @@ def serve(
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:
         raise typer.Exit(1)
-
-
-def _given_options(context: typer.Context) -> set[str]:
-    """The names of the parameters that the command line sets."""
-    return {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
 
 
 def print_addresses(url: str, model: str, index: str | None) -> None:

@@ -35,6 +35,11 @@ class TextLimit:
     too_long: TooLong = "truncate"
     side: Side = "right"
 
+    @classmethod
+    def of(cls, tokens: int | None, too_long: TooLong = "truncate") -> TextLimit:
+        """A limit of so many tokens, by default 512."""
+        return cls(DEFAULT_QUERY_TOKENS if tokens is None else tokens, too_long)
+
 
 @dataclass(frozen=True, slots=True)
 class ReadTexts:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -255,6 +256,7 @@ def code_words(text: str) -> Markup:
     return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
 
 
+@functools.cache
 def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("search_r3.server"),

@@ -80,7 +80,7 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
         ("Texts", "QueryTexts", "ReasoningTexts", "TokenLists", "NewDocuments"), many
     )
     limits["Reasoning"] = _reasoning(config, loaded)
-    limits["TruncateTokens"] = {"maximum": TextLimit().tokens if config.max_tokens is None else config.max_tokens}
+    limits["TruncateTokens"] = {"maximum": TextLimit.of(config.max_tokens).tokens}
     if loaded is None:
         return limits
     if not loaded.reading:

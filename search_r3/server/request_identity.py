@@ -32,9 +32,8 @@ class RequestIdentity:
         for header, value in headers:
             if header in given:
                 given[header].append(value)
-        identifier = _only(given[b"x-request-id"])
-        taken = identifier is not None and USABLE.fullmatch(identifier)
-        name = identifier.decode() if identifier is not None and taken else uuid.uuid4().hex[:16]
+        taken = USABLE.fullmatch(_only(given[b"x-request-id"]) or b"")
+        name = taken[0].decode() if taken else uuid.uuid4().hex[:16]
         return cls(name, *_trace_and_span(_only(given[b"traceparent"])))
 
     def fields(self) -> dict[str, str]:

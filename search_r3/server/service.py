@@ -113,7 +113,7 @@ class Service:
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
         self.bodies = LargeBodies(config.max_bodies, self.tokenizing)
         self.writing = IndexWriter(config.add_threads)
-        self.limit = TextLimit() if config.max_tokens is None else TextLimit(config.max_tokens)
+        self.limit = TextLimit.of(config.max_tokens)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
         self._closed = threading.Event()

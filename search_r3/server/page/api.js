@@ -1,5 +1,5 @@
 // The API page: tabs of examples, copying, the key, and forms that send a request to this server.
-import { local, session, stored } from "./server.js";
+import { session, stored, themeButton } from "./server.js";
 
 const LONGEST = 200_000; // characters of an answer that are shown
 
@@ -104,19 +104,7 @@ async function send(form) {
 }
 
 const theme = document.getElementById("theme");
-const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-function nameTheme() {
-  theme.textContent = isDark() ? "Light" : "Dark";
-  theme.setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
-}
-theme.addEventListener("click", () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  stored(local, "theme", document.documentElement.dataset.theme);
-  nameTheme();
-});
-prefersDark.addEventListener("change", nameTheme);
-nameTheme();
+themeButton(theme);
 theme.hidden = false;
 
 document.querySelectorAll(".tabs").forEach(makeTabs);

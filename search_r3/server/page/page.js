@@ -1,6 +1,6 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
 // The address holds the question and its options. No libraries, no build step.
-import { AskError, fetchJson, inWords, local, search, session, stored, vectors } from "./server.js";
+import { AskError, fetchJson, inWords, search, session, stored, themeButton, vectors } from "./server.js";
 import { absence, element, explained, figures, merged, milliseconds, plural, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
@@ -26,20 +26,7 @@ let ready = false;
 let answer = null; // {asked, off, on} of the question that is shown
 const reading = 3; // passages to be read
 
-const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-
-function nameTheme() {
-  $("theme").textContent = isDark() ? "Light" : "Dark";
-  $("theme").setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
-}
-$("theme").addEventListener("click", () => {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  stored(local, "theme", document.documentElement.dataset.theme);
-  nameTheme();
-});
-prefersDark.addEventListener("change", nameTheme);
-nameTheme();
+themeButton($("theme"));
 
 function showProblem(problem) {
   // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.

@@ -9,8 +9,25 @@ export function stored(storage, name, value) {
   } catch { /* forbidden */ }
   return null;
 }
-export const local = () => window.localStorage;
+const local = () => window.localStorage;
 export const session = () => window.sessionStorage;
+
+export function themeButton(button) {
+  // Let the button change the colors; its name is what it changes them to.
+  const prefersDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+  function name() {
+    button.textContent = isDark() ? "Light" : "Dark";
+    button.setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
+  }
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    stored(local, "theme", document.documentElement.dataset.theme);
+    name();
+  });
+  prefersDark.addEventListener("change", name);
+  name();
+}
 
 export class AskError extends Error {
   // An error to show instead of an answer; `wait` is the number of seconds before a retry.

@@ -22,6 +22,6 @@ async def openapi(request: Request) -> Response:
 
 @get(router, "/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    description = await asyncio.to_thread(request.app.openapi)
-    page = render(description, str(request.base_url).rstrip("/"))
+    base = str(request.base_url).rstrip("/")
+    page = await asyncio.to_thread(lambda: render(request.app.openapi(), base))
     return Response(page, headers={**HEADERS, "Content-Type": TYPES[".html"]})

@@ -216,8 +216,11 @@ def _joined(embedded: list[Embedded], read: ReadTexts) -> list[Embedded]:
     joined, start = [], 0
     for count in read.parts:
         answers, rows = embedded[start : start + count], read.rows[start : start + count]
-        vector = mean_of_parts(np.stack([one.vector for one in answers]), [len(row.ids) for row in rows])
-        joined.append(answers[0] if count == 1 else Embedded(vector))
+        if count == 1:
+            joined += answers
+        else:
+            vectors_ND = np.stack([one.vector for one in answers])
+            joined.append(Embedded(mean_of_parts(vectors_ND, [len(row.ids) for row in rows])))
         start += count
     return joined
 
