@@ -15,7 +15,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.index.backends.backend_registry import is_index, open_backend
 from search_r3.index.backends.index_backend import IndexBackend
-from search_r3.index.backends.lance.compaction import live_bytes
+from search_r3.index.backends.lance.compaction import bytes_on_disk, live_bytes
 from search_r3.index.backends.lance.copying import copy_table
 from search_r3.index.backends.lance.durable import flush
 from search_r3.index.backends.lance.lance_backend import LanceBackend
@@ -111,9 +111,5 @@ def _copied(opened: IndexBackend, source: Location, written: Location, target: L
         raise InputError(f"{target}: the copy has {copy.count():,} chunks of {chunks:,}; check the disk and try again")
     with damage_explained(source), storage_errors(target):
         copy.probe()
-        size = live_bytes(written) if isinstance(opened, LanceBackend) else _bytes(written)
+        size = live_bytes(written) if isinstance(opened, LanceBackend) else bytes_on_disk(written)
     return IndexCopy(str(source), str(target), chunks, size, complete)
-
-
-def _bytes(folder: Location) -> int:
-    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

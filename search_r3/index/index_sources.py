@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from search_r3.errors import InputError
+from search_r3.index.readers.file_filter import FileFilter
 from search_r3.index.readers.path_source import PathSource, would_read
 from search_r3.index.source_document import SourceDocument
 
@@ -223,7 +224,8 @@ class Sources:
         if source.kind != "folder":
             return False
         walk = (Path(folder, name) for folder, _, names in os.walk(root) for name in sorted(names))
-        first = islice((file for file in walk if would_read(root, file, folder=False)), SAMPLE)
+        chosen = FileFilter(root)
+        first = islice((file for file in walk if would_read(root, file, False, chosen)), SAMPLE)
         ids = [source.prefix + file.relative_to(root).as_posix() for file in first]
         known = 0 if self.lookup is None else sum(self.lookup.has_document(one, source.name) for one in ids)
         return known > 0 and 2 * known >= len(ids)
@@ -239,10 +241,11 @@ class Sources:
 
     def _inside(self, record: SourceRecord) -> Iterator[SourceRecord]:
         root = Path(record.root)
+        chosen = FileFilter(root)
         for source in self.records.values():
             if source.kind in FOLDERS and source.name != record.name and source.root != record.root:
                 inner = Path(source.root)
-                if inner.is_relative_to(root) and would_read(root, inner, folder=source.kind == "folder"):
+                if inner.is_relative_to(root) and would_read(root, inner, source.kind == "folder", chosen):
                     yield source
 
     def _prefix(self, record: SourceRecord, inside: set[str]) -> str:

@@ -20,6 +20,7 @@ from search_r3.index.backends.index_backend import IndexBackend
 from search_r3.index.backends.lance.approximate import keep_approximate
 from search_r3.index.backends.lance.compaction import (
     KEEP_VERSIONS,
+    bytes_on_disk,
     cleanup_is_due,
     cleanup_old_versions,
     compact,
@@ -341,7 +342,7 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
     with storage_errors(location), writing(location) as lease:
         index = _open(location)
         complete = index.complete
-        files, size = count_files(index.table), _bytes(location)
+        files, size = count_files(index.table), bytes_on_disk(location)
         removed, differing = remove_equal_copies(index.table)
         lease.check()
         compaction = compact(index.table, location, everything=True)
@@ -352,12 +353,8 @@ def compact_index(path: str | Path, *, keep: timedelta = KEEP_VERSIONS) -> Compa
             mark_complete(index.table)
         cleanup_old_versions(location, keep)
         flush(location, began)
-        after = _bytes(location)
+        after = bytes_on_disk(location)
         old = max(0, after - live_bytes(location)) if after else 0
         approximate = renewed.to_dict() if renewed else None
         rebuilt = compaction.full_text_rebuilt
         return Compacted(files, count_files(index.table), size, after, old, approximate, rebuilt, removed, differing)
-
-
-def _bytes(path: Path | str) -> int:
-    return 0 if isinstance(path, str) else sum(item.stat().st_size for item in path.rglob("*") if item.is_file())

@@ -65,7 +65,7 @@ import numpy as np
 from search_r3.errors import InputError
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, SourceRecord
-from search_r3.index.row_keys import CONTENT, SOURCE
+from search_r3.index.row_keys import CONTENT, ROW_HASH, SOURCE, TEXT_HASH
 from search_r3.index.storage.locking import writing
 
 Row = dict[str, Any]
@@ -144,7 +144,7 @@ class OptionalFeatures:
     def sources(self) -> list[SourceCount]:
         """The sources of the documents, by name."""
         documents: dict[str, list[str]] = {}
-        for row in self.rows():
+        for row in self.partial_rows([SOURCE, "document"]):
             documents.setdefault(row[SOURCE], []).append(row["document"])
         counts = (SourceCount(name, documents=len(set(ids)), chunks=len(ids)) for name, ids in documents.items())
         return sorted(counts, key=lambda source: source.name)
@@ -159,15 +159,21 @@ class OptionalFeatures:
 
     def listed(self) -> Iterator[tuple[str, str, str]]:
         """The (document, title, path) of every row."""
-        return ((row["document"], row["title"], row["path"]) for row in self.rows())
+        return (
+            (row["document"], row["title"], row["path"]) for row in self.partial_rows(["document", "title", "path"])
+        )
 
     def rows(self) -> Iterable[Row]:
         """All rows, in any order."""
         raise NotImplementedError
 
+    def partial_rows(self, fields: Sequence[str]) -> Iterable[Row]:
+        """All rows, in any order, with at least these fields."""
+        return self.rows()
+
     def compared_rows(self) -> Iterable[Row]:
         """Of every row what a build compares: "id", "document", the source and the two hashes."""
-        return self.rows()
+        return self.partial_rows(["id", "document", SOURCE, TEXT_HASH, ROW_HASH])
 
     def matrix(self, texts: bool = False) -> Matrix:
         """The document and the vector of every row, in any order; with `texts` also what was embedded."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.index.backends.backend_registry import choose_backend
+from search_r3.index.backends.index_backend import IndexBackend
 from search_r3.index.backends.lance.approximate import APPROXIMATE_FROM
 from search_r3.index.build.build_progress import BuildProgress, shown_progress
 from search_r3.index.build.build_report import IndexReport, Removal
@@ -27,7 +28,7 @@ from search_r3.index.build.portable_build import build_portable
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.row_keys import TEXT_HASH
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import for_writing, location_of, storage_errors
+from search_r3.index.storage.location import Location, for_writing, location_of, storage_errors
 from search_r3.index.storage.locking import writing
 
 COMMIT_CHUNKS = 256  # about ten seconds of embedding on two CPU cores
@@ -115,15 +116,9 @@ def build_index(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     location = for_writing(location_of(path))
-    kind = choose_backend(location, backend)
-    if exchange:
-        kind.require("exchange", "--exchange")
     some_paths = getattr(documents, "only", None) is not None
-    if some_paths:
-        kind.require("streaming", "updates of single paths")
+    kind = _backend_for(location, backend, exchange, some_paths, types)
     if "streaming" not in kind.capabilities:
-        if types:
-            kind.require("streaming", "types of columns")
         return build_portable(
             location,
             kind,
@@ -153,6 +148,20 @@ def build_index(
     report.skipped = list(getattr(documents, "skipped", []))
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _backend_for(
+    location: Location, name: str | None, exchange: bool, some_paths: bool, types: Mapping[str, str] | None
+) -> type[IndexBackend]:
+    """The backend to build with. Raises InputError if it cannot do what is asked."""
+    kind = choose_backend(location, name)
+    if exchange:
+        kind.require("exchange", "--exchange")
+    if some_paths:
+        kind.require("streaming", "updates of single paths")
+    if types:
+        kind.require("streaming", "types of columns")
+    return kind
 
 
 def _run(

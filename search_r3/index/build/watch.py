@@ -107,7 +107,7 @@ def changed_paths(root: Path, changed: Iterable[str]) -> frozenset[str]:
             paths.add("/".join(parts[:-1]) or ".")
         elif not is_ignored_folder(parts[-1]):
             paths.add("/".join(parts))
-    return EVERYTHING if len(paths) > MANY or "." in paths else frozenset(outermost(paths))
+    return EVERYTHING if len(paths) > MANY else frozenset(outermost(paths))
 
 
 def keep_up_to_date(
@@ -131,7 +131,7 @@ def keep_up_to_date(
         pending |= paths
         if not pending or (not paths and clock() < due):
             continue
-        now = EVERYTHING if "." in pending else frozenset(outermost(pending))
+        now = frozenset(outermost(pending))
         try:
             report = update(now)
         except InputError as error:

@@ -103,16 +103,17 @@ class PathSource:
         """Which files of the folder are read, by the `.gitignore` files as they are now."""
         return FileFilter(self.path, self.include, self.exclude)
 
+    def _files(self) -> list[Path]:
+        """The files of the folder that are read."""
+        return [path for path in _walk(self.path, [], self.filter()) if _is_read(path)]
+
     def listing(self) -> dict[str, tuple[int, int]]:
         """The files that are read, by their names in the folder: size, and time of the last change in nanoseconds.
 
         If two listings are equal, no file was added, removed or written in between.
         """
-        files = [self.path]
-        if self.kind == "folder":
-            files = [path for path in _walk(self.path, [], self.filter()) if _is_read(path)]
         found = {}
-        for path in files:
+        for path in self._files() if self.kind == "folder" else [self.path]:
             with suppress(OSError):  # gone since it was listed
                 state = path.stat()
                 name = path.name if path == self.path else _relative(path, self.path)
@@ -127,7 +128,7 @@ class PathSource:
             OSError: a file of records cannot be read.
         """
         if self.kind == "folder":
-            sizes = [_size(path) for path in _walk(self.path, [], self.filter()) if _is_read(path)]
+            sizes = [_size(path) for path in self._files()]
             return Amount(len(sizes), sum(sizes))
         if self.kind == "file":
             return Amount(1, _size(self.path))
@@ -298,9 +299,7 @@ def _walk_only(source: PathSource, chosen: FileFilter) -> Iterator[Path]:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 source.skipped.append(_unread(printable(name), error))
             continue
-        if name == ".":
-            yield from _walk(root, source.skipped, chosen)
-        elif stat.S_ISDIR(mode) and would_read(root, path, True, chosen):
+        if name == "." or (stat.S_ISDIR(mode) and would_read(root, path, True, chosen)):
             yield from _walk(root, source.skipped, chosen, path)
         elif stat.S_ISREG(mode) and would_read(root, path, False, chosen):
             yield path

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import yaml
-
 from search_r3.index.readers.csv_file import plain_name
 from search_r3.index.readers.document_reader import DocumentReader, SourceFile
 from search_r3.index.readers.record_readers import flat_metadata
 from search_r3.index.source_document import Kind, Scalar, SourceDocument
-from search_r3.yaml_file import parse_yaml
 
 CODE_SUFFIXES = (
     ".c .cc .cfg .clj .cmake .conf .cpp .cs .css .cu .cuh .dart .el .erl .ex .exs .go .gradle .graphql .h .hh .hpp .hs "
@@ -69,6 +66,10 @@ def front_matter(text: str) -> tuple[dict[str, Scalar], int]:
     end = next((i for i, line in enumerate(lines) if i and line.rstrip() in {"---", "..."}), 0)
     if lines[0].rstrip() != "---" or not end:
         return {}, 0
+    import yaml
+
+    from search_r3.yaml_file import parse_yaml
+
     block = "\n".join(lines[1:end])
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, Loader=yaml.BaseLoader)):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from search_r3.index.readers import record_readers
 from search_r3.index.source_document import Scalar
 
 PAGE_FIELDS = ("page", "slide", "cell")
 """Metadata fields with the number of the part of a file in which a chunk begins."""
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+RECORD_SUFFIXES = tuple(suffix for reader in record_readers.READERS for suffix in reader.suffixes)
 """Files of records, in which a field "page" is the user's own."""
 
 

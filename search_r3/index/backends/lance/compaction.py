@@ -106,6 +106,13 @@ def count_files(table: Any) -> int:
     return int(table.stats()["fragment_stats"]["num_fragments"])
 
 
+def bytes_on_disk(location: Location) -> int:
+    """Bytes of all files of a local index; 0 for one on object storage."""
+    return (
+        sum(file.stat().st_size for file in location.rglob("*") if file.is_file()) if isinstance(location, Path) else 0
+    )
+
+
 def live_bytes(location: Location) -> int:
     """Bytes of the files that the latest version needs, as far as Lance knows them (not its deletion files)."""
     dataset = open_dataset(location)

@@ -12,7 +12,6 @@ not loaded after a restart (`collections.load`); lengths count characters, where
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
@@ -28,6 +27,7 @@ from search_r3.index.backends.lance.table_columns import (
     VISIBLE,
     ColumnTypes,
     as_type,
+    in_parts,
     metadata_columns,
 )
 from search_r3.index.backends.milvus.collections import (
@@ -52,8 +52,7 @@ from search_r3.index.backends.milvus.filters import METADATA_FIELD, literal, mil
 from search_r3.index.backends.milvus.search_words import search_words
 from search_r3.index.backends.sql_condition import parse_condition
 from search_r3.index.index_info import IndexInfo
-from search_r3.index.index_sources import SourceCount
-from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
+from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, VECTOR
 from search_r3.index.storage.location import CollectionUri
 
 AT_ONCE = 256  # rows of one request: 4 MB of vectors of 4,096 dimensions, of the 64 MB that a server takes
@@ -123,22 +122,6 @@ class MilvusBackend(IndexBackend):
         with milvus_errors(self.uri):
             (counted,) = self._client.query(self.collection, filter="", output_fields=["count(*)"], timeout=TIMEOUT)
         return int(counted["count(*)"])
-
-    def sources(self) -> list[SourceCount]:
-        documents: dict[str, list[str]] = {}
-        for row in self._read([SOURCE, "document"]):
-            documents.setdefault(row[SOURCE], []).append(row["document"])
-        counts = (SourceCount(name, documents=len(set(ids)), chunks=len(ids)) for name, ids in documents.items())
-        return sorted(counts, key=lambda source: source.name)
-
-    def listed(self) -> Iterator[tuple[str, str, str]]:
-        return ((row["document"], row["title"], row["path"]) for row in self._read(["document", "title", "path"]))
-
-    def reopened(self) -> Self | None:
-        opened = type(self).open(self.uri)
-        if opened is not None:
-            opened.location, opened.path, opened.version = self.location, self.path, time.monotonic_ns()
-        return opened
 
     def current_info(self) -> IndexInfo:
         collection = resolve(self.uri)
@@ -214,24 +197,21 @@ class MilvusBackend(IndexBackend):
         return entity | {VECTOR: vector.astype(np.float32).tolist()}
 
     def delete(self, ids: Collection[str]) -> None:
-        wanted = [key_of(one) for one in ids]
         with milvus_errors(self.uri):
-            for start in range(0, len(wanted), IDS_AT_ONCE):
-                self._client.delete(self.collection, ids=wanted[start : start + IDS_AT_ONCE], timeout=TIMEOUT)
+            for keys in in_parts(map(key_of, ids), IDS_AT_ONCE):
+                self._client.delete(self.collection, ids=keys, timeout=TIMEOUT)
 
-    def compared_rows(self) -> Iterable[Row]:
-        return self._read(["id", "document", SOURCE, TEXT_HASH, ROW_HASH])
+    def partial_rows(self, fields: Sequence[str]) -> Iterable[Row]:
+        return self._read(list(fields))
 
     def rows(self) -> Iterable[Row]:
         return (_row(entity) for entity in self._read(SHOWN))
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         vector_of: dict[str, Any] = {}
-        wanted = list(dict.fromkeys(ids))
         with milvus_errors(self.uri):
-            for start in range(0, len(wanted), IDS_AT_ONCE):
-                some = ", ".join(literal(key_of(one)) for one in wanted[start : start + IDS_AT_ONCE])
-                where, fields = f"{KEY} in [{some}]", ["id", VECTOR]
+            for some in in_parts(dict.fromkeys(ids), IDS_AT_ONCE):
+                where, fields = f"{KEY} in [{', '.join(literal(key_of(one)) for one in some)}]", ["id", VECTOR]
                 found = self._client.query(self.collection, filter=where, output_fields=fields, timeout=TIMEOUT)
                 vector_of |= {entity["id"]: entity[VECTOR] for entity in found}
         matrix = [vector_of[identifier] for identifier in ids]
