@@ -17,6 +17,7 @@ from search_r3.cli.options import (
     Device,
     Dtype,
     DtypeOption,
+    EngineOption,
     IgnoreIdenticalIds,
     Json,
     MaxLength,
@@ -28,6 +29,7 @@ from search_r3.cli.options import (
 )
 from search_r3.cli.writer import WriterOption, open_reasoning_writer
 from search_r3.errors import InputError
+from search_r3.model.engines.registry import AUTO
 
 EXIT_FAILED = 1
 """Exit code: a part of a suite failed, or a file differs from the results."""
@@ -41,6 +43,7 @@ IN_THE_SUITE = {
     "max_length": "max_length",
     "batch_size": "batch_size",
     "dtype": "dtype",
+    "engine": "engine",
     "allow_missing": "allow_missing",
     "ignore_identical_ids": "ignore_identical_ids",
 }
@@ -92,6 +95,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = AUTO,
     data: DataRoot = None,
     output: Annotated[
         Path | None, typer.Option(help="The folder for runs/ and metrics/; by default results, or that of the suite.")
@@ -165,6 +169,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             dtype=dtype.value,
+            engine=engine,
             data_root=data,
             force=force,
             allow_missing=allow_missing,

@@ -16,6 +16,7 @@ from search_r3.cli.options import (
     Device,
     Dtype,
     DtypeOption,
+    EngineOption,
     IgnoreIdenticalIds,
     Json,
     MaxLength,
@@ -26,6 +27,7 @@ from search_r3.cli.options import (
     silence_transformers,
 )
 from search_r3.errors import InputError
+from search_r3.model.engines.registry import AUTO
 
 
 def study(
@@ -58,6 +60,7 @@ def study(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = AUTO,
     data: DataRoot = None,
     output: Annotated[Path, typer.Option(help="The folder for runs/, metrics/ and studies/.")] = Path("results"),
     allow_missing: AllowMissing = False,
@@ -92,6 +95,7 @@ def study(
         batch_size=batch_size,
         device=device,
         dtype=dtype.value,
+        engine=engine,
         force=force,
         allow_missing=allow_missing,
         ignore_identical_ids=ignore_identical_ids,

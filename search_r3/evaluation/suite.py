@@ -86,6 +86,7 @@ def evaluate(
     batch_size: int = 32,
     device: str | None = None,
     dtype: str = "auto",
+    engine: str = "auto",
     data_root: str | Path | None = None,
     cache: EmbeddingCache | None = None,
     use_cache: bool = True,
@@ -112,6 +113,7 @@ def evaluate(
         queries: how queries are written, for every system: "original", or one of `query_variants.VARIANTS`. The latter
             give runs named SYSTEM.KIND and records under `query_variants/`, which tables of results do not include.
         max_length: cut documents at this many tokens, for SearchR3 models (512 by default).
+        engine: what runs SearchR3 models (see `SearchR3.from_pretrained`); int8 is recorded as their dtype.
         cache: where document embeddings are stored; None uses the default folder. `use_cache=False` disables it.
         force: evaluate again even if results exist.
         seed: recorded, and used to seed torch; decoding is greedy.
@@ -162,6 +164,7 @@ def evaluate(
                 batch_size=batch_size,
                 device=device,
                 dtype=dtype,
+                engine=engine,
                 show_progress=show_progress,
                 approval=approval or CostApproval(report=report),
             )

@@ -99,6 +99,8 @@ class SuitePlan:
     """Texts per forward pass."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of SearchR3 models: auto is float32 on a CPU, bfloat16 on a GPU."""
+    engine: str = "auto"
+    """What runs SearchR3 models: auto, torch, int8 (which has a data type of its own), vllm, or that of a package."""
     seed: int = 0
     """Seed of the samples and of the assignment of other queries' reasoning."""
     output: Path = Path("results")
@@ -147,6 +149,7 @@ class SuitePlan:
             batch_size=self.batch_size,
             device=device,
             dtype=self.dtype,
+            engine=self.engine,
             force=force,
             allow_missing=self.allow_missing,
             ignore_identical_ids=self.ignores_identical_ids(dataset),
@@ -244,6 +247,7 @@ def run_suite(
         batch_size=plan.batch_size,
         device=device,
         dtype=plan.dtype,
+        engine=plan.engine,
         force=force,
         seed=plan.seed,
         allow_missing=plan.allow_missing,

@@ -29,6 +29,7 @@ from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.given_reasoning import GIVEN_MODES, GivenReasoning
 from search_r3.evaluation.reading_modes import READING_MODES, check_mode, embed_queries, mode_identity
 from search_r3.files import expand_user
+from search_r3.model.engines.registry import TORCH
 from search_r3.retrievers.bm25 import BM25Retriever
 from search_r3.retrievers.dense import BUNDLED, SentenceTransformerRetriever, exact_search
 
@@ -215,11 +216,13 @@ class SearchR3System:
     def document_identity(self) -> dict[str, Any]:
         """Everything that determines a document's embedding; of a query adapter, the model of its documents."""
         documents = getattr(self.model, "documents", None)
-        return {
+        identity = {
             "contract_hash": getattr(documents, "contract_hash", self.model.contract_hash),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }
+        spec = getattr(self.model, "engine_spec", TORCH)
+        return identity | ({} if spec is TORCH else {"engine": spec.name})
 
     def document_rows(self, documents: Mapping[str, str], cache: EmbeddingCache | None) -> tuple[np.ndarray, float]:
         """Embeddings of `documents`, float32 (N, D), the same for every mode; and the time they took, in seconds."""
@@ -285,6 +288,7 @@ def open_systems(
     batch_size: int = 32,
     device: str | None = None,
     dtype: str = "auto",
+    engine: str = "auto",
     show_progress: bool | None = None,
     approval: CostApproval | None = None,
 ) -> list[System]:
@@ -297,6 +301,7 @@ def open_systems(
         modes: any of `ALL_MODES`, for a SearchR3 model; other systems have no modes. The systems of `GIVEN_MODES` need
             the reasoning of a data set (`SearchR3System.with_reasoning`).
         max_length: tokens kept of each document by a SearchR3 model (512 by default).
+        engine: what runs a SearchR3 model (see `SearchR3.from_pretrained`); others have no engines.
         approval: who approves the cost of an endpoint; without it, nothing above the limit is sent.
 
     Raises:
@@ -327,7 +332,7 @@ def open_systems(
         return [SentenceTransformerSystem(retriever, label or _clean(retriever.name), show_progress)]
     from search_r3.model.searchr3 import SearchR3
 
-    model = SearchR3.from_pretrained(source, device=device, dtype=dtype)
+    model = SearchR3.from_pretrained(source, device=device, dtype=dtype, engine=engine)
     if "latent" in modes:
         from search_r3.model.latent_steps import check_latent
 

@@ -77,6 +77,21 @@ def test_both_modes_share_document_embeddings_and_keep_their_reasonings(run_fake
     assert on["seconds"]["documents"] == off["seconds"]["documents"]
 
 
+def test_a_model_is_evaluated_with_the_engine_that_will_serve_it(data_root, tiny_model, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("numba")
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    command = ["evaluate", "--dataset", "tiny", "--system", f"mine={tiny_model}", "--mode", "off", "--json"]
+    command += ["--data", str(data_root), "--output", str(tmp_path / "results")]
+    assert main([*command, "--engine", "int8"]) == 0
+    (quantized,) = json.loads(capsys.readouterr().out)
+    assert (quantized["dtype"], quantized["settings"]["identity"]["engine"]) == ("int8", "int8")
+    assert main(command) == 0  # another engine: nothing of the first is reused
+    (reference,) = json.loads(capsys.readouterr().out)
+    assert reference["dtype"] == "float32"
+    assert "engine" not in reference["settings"]["identity"]
+    assert reference["run_sha256"] != quantized["run_sha256"]
+
+
 def test_what_is_done_is_skipped_until_something_that_decides_it_changes(run_fake, make_model, data_root, tmp_path):
     run_fake(make_model())
     again = make_model()

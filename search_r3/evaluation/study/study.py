@@ -78,6 +78,8 @@ class StudyConfig:
     """See `SearchR3.from_pretrained`."""
     dtype: str = "auto"
     """See `SearchR3.from_pretrained`."""
+    engine: str = "auto"
+    """See `SearchR3.from_pretrained`."""
     force: bool = False
     """Run again even if results exist."""
     allow_missing: bool = False
@@ -250,6 +252,7 @@ def _open_model(system: str, config: StudyConfig, show_progress: bool | None) ->
         batch_size=config.batch_size,
         device=config.device,
         dtype=config.dtype,
+        engine=config.engine,
         show_progress=show_progress,
     )[0]
     if not isinstance(opened, SearchR3System):

@@ -70,6 +70,7 @@ INT8 = EngineSpec(
     golden_tolerance=1e-2,
     continuous_batching=True,
     busy_threads=True,
+    latent_steps=True,
     query_adapters=True,
 )
 VLLM = EngineSpec(

@@ -87,6 +87,17 @@ class Int8Model:
         return logits_BV.scatter_(1, best_BS, exact_BS)
 
 
+@dataclass
+class EmbeddedInput:
+    """A `SessionInput` with input embeddings, float (B, L, D), in place of token ids."""
+
+    session: Int8Session
+    input_BLD: Tensor
+    position_BL: Tensor
+    mask_BT: Tensor | None
+    last_B: Tensor | None
+
+
 class Int8Session(LlamaCache):
     """A batch in progress.
 
@@ -110,10 +121,18 @@ class Int8Session(LlamaCache):
         self, ids_BL: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None, last_B: Tensor | None = None
     ) -> Tensor:
         """See `Session.feed`."""
-        size, new = ids_BL.shape
-        if self.fine and self.decoder is not None and self.decoder.takes(ids_BL.numel(), new):
-            return self._decode([SessionInput(self, ids_BL, position_BL, mask_BT, last_B)])[0]
-        x_ND = self.backbone.embed_tokens(ids_BL).float().flatten(0, 1)
+        return self._feed(EmbeddedInput(self, self.backbone.embed_tokens(ids_BL), position_BL, mask_BT, last_B))
+
+    def feed_embeddings(self, input_BLD: Tensor, position_BL: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """See `SoftSession.feed_embeddings`."""
+        return self._feed(EmbeddedInput(self, input_BLD, position_BL, mask_BT, None))
+
+    def _feed(self, part: EmbeddedInput) -> Tensor:
+        size, new = part.input_BLD.shape[:2]
+        if self.fine and self.decoder is not None and self.decoder.takes(size * new, new):
+            return self._decode([part])[0]
+        position_BL, mask_BT, last_B = part.position_BL, part.mask_BT, part.last_B
+        x_ND = part.input_BLD.float().flatten(0, 1)
         cos_NE, sin_NE = (part.numpy() for part in self._rotation(x_ND, position_BL))
         mask_BQT = self._additive(self.attention_mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
@@ -157,17 +176,28 @@ class Int8Session(LlamaCache):
         """See `chunked_prefill.feed_together`; one pass if there are few tokens."""
         tokens, longest = sum(part.ids_BL.numel() for part in parts), max(part.ids_BL.shape[1] for part in parts)
         if self.fine and self.decoder is not None and self.decoder.takes(tokens, longest):
-            return self._decode(parts)
+            return self._decode(
+                [
+                    EmbeddedInput(
+                        part.session,
+                        self.backbone.embed_tokens(part.ids_BL),
+                        part.position_BL,
+                        part.mask_BT,
+                        part.last_B,
+                    )
+                    for part in parts
+                ]
+            )
         return [part.session.feed(part.ids_BL, part.position_BL, part.mask_BT, part.last_B) for part in parts]
 
-    def _decode(self, parts: Sequence[SessionInput]) -> list[Tensor]:
+    def _decode(self, parts: Sequence[EmbeddedInput]) -> list[Tensor]:
         """The states (B, D) of each part, by the decoder, in passes of at most `few` tokens."""
         assert self.decoder is not None
         states: list[Tensor] = []
-        waiting: list[tuple[SessionInput, slice]] = []
+        waiting: list[tuple[EmbeddedInput, slice]] = []
         tokens = 0
         for part in parts:
-            size, new = part.ids_BL.shape
+            size, new = part.input_BLD.shape[:2]
             for first in range(0, size, step := max(1, self.decoder.few // new)):
                 rows = slice(first, min(first + step, size))
                 more = (rows.stop - first) * new
@@ -178,27 +208,28 @@ class Int8Session(LlamaCache):
                 tokens += more
         states.append(self._pass(waiting))
         for part in parts:
-            part.session.length += part.ids_BL.shape[1]
-        return list(torch.cat(states).split([len(part.ids_BL) for part in parts]))
+            part.session.length += part.input_BLD.shape[1]
+        return list(torch.cat(states).split([len(part.input_BLD) for part in parts]))
 
-    def _pass(self, pieces: Sequence[tuple[SessionInput, slice]]) -> Tensor:
+    def _pass(self, pieces: Sequence[tuple[EmbeddedInput, slice]]) -> Tensor:
         """The states (B, D) of the selected rows of all parts, by one pass."""
         assert self.decoder is not None
-        ids = [part.ids_BL[rows] for part, rows in pieces]
-        x_ND = self.backbone.embed_tokens(torch.cat([one.flatten() for one in ids])).float()
+        shapes = [part.input_BLD[rows].shape[:2] for part, rows in pieces]
+        x_ND = torch.cat([part.input_BLD[rows].flatten(0, 1) for part, rows in pieces]).float()  # a copy: overwritten
         cos_NE, sin_NE = self._rotation(
             x_ND, torch.cat([part.position_BL[rows].flatten() for part, rows in pieces])[None]
         )
         caches = []
         for part, rows in pieces:
-            session, new = part.session, part.ids_BL.shape[1]
+            session, new = part.session, part.input_BLD.shape[1]
             seen_BT = None if part.mask_BT is None else part.mask_BT[rows].to(torch.uint8)
             keys, values = ([one[rows] for one in of] for of in (session.keys, session.values))
             caches.append(CacheRows(keys, values, session.length, new, session.shared, seen_BT))
         self.decoder.step(x_ND, cos_NE, sin_NE, caches)
         picked = []
-        for (part, rows), own, x in zip(pieces, ids, x_ND.split([one.numel() for one in ids]), strict=True):
-            x_BLD = x.unflatten(0, own.shape)
+        sizes = [shape.numel() for shape in shapes]
+        for (part, rows), shape, x in zip(pieces, shapes, x_ND.split(sizes), strict=True):
+            x_BLD = x.unflatten(0, shape)
             picked.append(x_BLD[:, -1] if part.last_B is None else x_BLD[torch.arange(len(x_BLD)), part.last_B[rows]])
         state_BD = torch.cat(picked)
         return functional.rms_norm(state_BD, state_BD.shape[-1:], self.backbone.norm.weight.float(), self.eps)

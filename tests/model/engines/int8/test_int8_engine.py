@@ -101,6 +101,26 @@ class TestEmbed:
             int8.engine.embed(PREFIX, [*rows, [10**6]])
 
 
+class TestLatentSteps:
+    def test_they_are_near_float32_and_not_the_same(self, int8: SearchR3, rows: list[list[int]]) -> None:
+        found, expected = int8.engine.embed_latent(PREFIX, rows, 3), float_engine(int8).embed_latent(PREFIX, rows, 3)
+        assert 1e-6 < distance(found, expected) < NEAR
+        assert found.dtype == np.float32
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+    @pytest.mark.parametrize("size", [1, 5])
+    def test_they_do_not_depend_on_the_batch(self, int8: SearchR3, rows: list[list[int]], size: int) -> None:
+        alone = int8.engine.embed_latent(PREFIX, rows, 3, size)
+        assert distance(int8.engine.embed_latent(PREFIX, rows, 3, 32), alone) < NEAR
+
+    def test_they_are_the_same_without_the_decoder_of_few_tokens(
+        self, int8: SearchR3, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = int8.engine.embed_latent(PREFIX, rows, 3)
+        monkeypatch.setattr(int8.engine._packed, "decoder", None)
+        assert distance(int8.engine.embed_latent(PREFIX, rows, 3), found) < NEAR
+
+
 class TestGenerate:
     def test_the_embedding_is_the_state_at_the_embed_token(self, int8: SearchR3, rows: list[list[int]]) -> None:
         """One pass with a cache, against one prefill over what was written."""
