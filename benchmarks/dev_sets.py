@@ -1,4 +1,4 @@
-"""Which adapter is best on dev: six dev sets over their whole corpora or parts, direct embeddings, no test query.
+"""Which adapter is best on dev: six dev sets over their whole corpora or parts, no test query.
 
     python benchmarks/dev_sets.py runs/a/best runs/b/best --dtype bfloat16        # 20 minutes an adapter on two cores
     python benchmarks/dev_sets.py bm25 all-minilm-l6-v2 mine=runs/a/adapter       # systems as of `search-r3 evaluate`
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         system = opened(spec, options)
         found[system.name] = {dataset.name: measured(dataset, system, options.work, cache) for dataset in datasets}
     figures = {name: compared(per_query, next(iter(found.values()))) for name, per_query in found.items()}
-    print_table(figures, [dataset.name for dataset in datasets])
+    print_table(figures, [dataset.name for dataset in datasets], options.mode)
     if options.output is not None:
-        about = {"max_length": options.max_length, "dtype": options.dtype}
+        about = {"mode": options.mode, "max_length": options.max_length}
+        about |= {"dtype": options.dtype, "engine": options.engine}
         about |= {"queries": {dataset.name: len(dataset.qrels) for dataset in datasets}}
         write_report(
             "dev_sets", about | {"systems": figures}, device=options.device or "cpu", seed=SEED, output=options.output
@@ -79,6 +80,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, help="at most this many documents of each set")
     parser.add_argument("--max-length", type=int, default=256, help="tokens kept of each document")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--engine", default="auto", help="as of `search-r3 evaluate`")
+    parser.add_argument("--mode", default="off", help="as of `search-r3 evaluate`")
     parser.add_argument("--device")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--work", type=Path, default=Path("runs/dev-sets"), help="where runs and measures are kept")
@@ -108,14 +111,15 @@ def opened_set(kind: str, options: argparse.Namespace) -> BeirDataset:
 
 
 def opened(spec: str, options: argparse.Namespace) -> System:
-    """The one system of a spec: direct embeddings."""
+    """The one system of a spec, in the mode that is measured."""
     return open_systems(
         spec,
-        modes=("off",),
+        modes=(options.mode,),
         max_length=options.max_length,
         batch_size=options.batch_size,
         device=options.device,
         dtype=options.dtype,
+        engine=options.engine,
     )[0]
 
 
@@ -145,9 +149,9 @@ def equally_weighed(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([part * total / (len(part) * len(parts)) for part in parts])
 
 
-def print_table(figures: Mapping[str, dict[str, Any]], sets: Sequence[str]) -> None:
+def print_table(figures: Mapping[str, dict[str, Any]], sets: Sequence[str], mode: str) -> None:
     """One row per system, best mean first."""
-    table = Table("nDCG@10, direct", "system" + " " * 24, *sets, "mean", "to first", "p")
+    table = Table(f"nDCG@10, mode {mode}", "system" + " " * 24, *sets, "mean", "to first", "p")
     for name, row in sorted(figures.items(), key=lambda item: -item[1]["mean"]):
         cells = [f"{row['ndcg@10'][one]:.4f}" for one in sets]
         table.row(name, *cells, f"{row['mean']:.4f}", f"{row['difference']:+.4f}", f"{row['p']:.3f}")

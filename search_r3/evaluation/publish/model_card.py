@@ -30,6 +30,8 @@ from search_r3.training_curves import read_log
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 RANKING = {"multi_positive": "multi-positive InfoNCE", "lambda": "LambdaLoss", "approx_ndcg": "ApproxNDCG"}
 """Values of a recipe's `ranking_loss` and the usual names of these losses."""
+DEV_COMPARISONS = ("ablations", "candidates")
+"""Names of the JSON files that `benchmarks/dev_sets.py --json` writes into a kept run, for the card."""
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
 
 
@@ -125,6 +127,7 @@ def card(
         "## Use\n\n" + _use(name, contract["contract"]),
         "## Training\n\n" + _training(about, config, kept, _shown(kept, Path(results))),
         *_ablation(config, Path(results)),
+        *_dev_comparisons(kept),
         "## Results\n\n" + (results_markdown(baselines + ours) if ours else "Not evaluated yet."),
         *(["## Does the reasoning help?\n\n" + "\n\n".join(tested)] if tested else []),
         *_reasoning_rewards(name, Path(results)),
@@ -343,6 +346,38 @@ def _ablation(config: dict[str, Any], results: Path) -> list[str]:
         f"`{record['command']}` at {record['commit'][:7]}."
     )
     return ["## Ablations\n\n" + head + "\n\n" + table]
+
+
+def _dev_comparisons(kept: Path) -> list[str]:
+    """A table for each comparison by `benchmarks/dev_sets.py` that is kept with the run: ablations, then candidates."""
+    sections = []
+    for name in DEV_COMPARISONS:
+        file = kept / f"{name}.json"
+        if not file.is_file():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        figures = record["figures"]
+        sets = list(figures["queries"])
+        table = markdown_table(
+            ["system", *(shown.partition(".dev")[0] for shown in sets), "mean", "to the first (p)"],
+            [
+                [
+                    system.rpartition(".")[0],
+                    *(f"{row['ndcg@10'][one]:.3f}" for one in sets),
+                    f"{row['mean']:.3f}",
+                    f"{row['difference']:+.3f} ({row['p']:.2f})" if number else "",
+                ]
+                for number, (system, row) in enumerate(figures["systems"].items())
+            ],
+        )
+        sizes = ", ".join(f"{count} of {shown.partition('.dev')[0]}" for shown, count in figures["queries"].items())
+        head = (
+            f"nDCG@10 on dev queries ({sizes}), mode {figures['mode']}, documents cut at {figures['max_length']} "
+            "tokens; p by a paired randomization test in which each set weighs the same. "
+            f"`{record['command']}` at {record['commit'][:7]}."
+        )
+        sections.append(f"## {name.capitalize()}\n\n{head}\n\n{table}")
+    return sections
 
 
 def _reasoning_rewards(name: str, results: Path) -> list[str]:

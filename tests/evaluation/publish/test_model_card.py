@@ -37,6 +37,23 @@ def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path
         assert said in written, said
 
 
+def test_the_card_shows_what_was_compared_on_dev(run: Path, adapter: Path, tmp_path: Path) -> None:
+    keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
+    assert "## Candidates" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+    rows = {
+        "seed-0.off": {"ndcg@10": {"cosqa.dev.9.80": 0.5}, "mean": 0.5, "difference": 0.0, "p": 1.0},
+        "average.off": {"ndcg@10": {"cosqa.dev.9.80": 0.625}, "mean": 0.625, "difference": 0.125, "p": 0.03},
+    }
+    figures = {"mode": "off", "max_length": 96, "queries": {"cosqa.dev.9.80": 9}, "systems": rows}
+    record = {"command": "python benchmarks/dev_sets.py a b", "commit": "abcdef012", "figures": figures}
+    (tmp_path / "kept" / "candidates.json").write_text(json.dumps(record))
+    written = card(adapter, tmp_path / "kept", tmp_path / "results")
+    assert "| average | 0.625 | 0.625 | +0.125 (0.03) |" in written
+    assert "| seed-0 | 0.500 | 0.500 |  |" in written
+    assert "nDCG@10 on dev queries (9 of cosqa), mode off, documents cut at 96 tokens" in written
+    assert "`python benchmarks/dev_sets.py a b` at abcdef0." in written
+
+
 def test_the_card_shows_how_pairs_were_chosen_and_an_ablation_on_the_same_pairs(
     run: Path, adapter: Path, tmp_path: Path
 ) -> None:
