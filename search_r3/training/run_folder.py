@@ -31,7 +31,7 @@ FREE_KEYS = frozenset(
         "stop_on_collapse",
         "time_limit_minutes",
     )
-) | {"trained_on"}
+) | {"trained_on", "processes"}
 """Settings that may differ when a run is resumed, because they change no weight (the training data have a hash)."""
 WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json")
 """What a run writes, apart from its checkpoints and TensorBoard's files."""

@@ -81,9 +81,10 @@ def strategy(name: str) -> Iterator[None]:
             del os.environ[key]
 
 
-def join(rank: int, port: int) -> None:
+def join(rank: int, port: int, processes: int = 2) -> None:
     """What the launcher tells each process."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
 
@@ -123,9 +124,23 @@ def in_two(rank: int, port: int, how: str, stage: str, model: str, stage_one: st
     end_processes()
 
 
-def dying(batch: Any) -> Any:
+def in_some(rank: int, port: int, processes: int, stage: str, recipe: str, dies_at: int | None) -> None:
+    """A run by one of `processes`, which goes on where others stopped, and may be killed."""
+    join(rank, port, processes)
+    task, train = (SFTTask, train_sft) if stage == "sft" else (GRPOTask, train_grpo)
+    with pytest.MonkeyPatch.context() as patch:
+        if dies_at is None:
+            train(recipe, [f"loop.checkpoint_every={KEPT}"])
+        else:
+            patch.setattr(task, "batch", dying(task.batch, dies_at))
+            with pytest.raises(RuntimeError, match="killed"):
+                train(recipe, [f"loop.checkpoint_every={KEPT}"])
+    end_processes()
+
+
+def dying(batch: Any, dies_at: int = DIES_AT) -> Any:
     def until(self: Any, step: int) -> Any:
-        if step == DIES_AT:
+        if step == dies_at:
             raise RuntimeError("killed")
         return batch(self, step)
 
@@ -185,6 +200,18 @@ def test_two_processes_follow_one_and_go_on_after_a_kill(
             [record["loss"] for record in records(folder / "bfloat16" / "run")] for folder in (alone, tmp_path)
         )
         assert halves == pytest.approx(half, rel=0.02)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("stage", NAMES)
+def test_two_then_one_then_three_processes_train_one_run(
+    stage: str, alone: Path, tiny_model: Path, stage_one: Path, tmp_path: Path
+) -> None:
+    name = KILLED[stage]
+    recipe = write_sft(str(tiny_model), tmp_path, name) if stage == "sft" else write_grpo(stage_one, tmp_path, name)
+    for processes, dies_at in ((2, 6), (1, 11), (3, None)):  # after the checkpoints of steps 5 and 10
+        run_processes(in_some, free_port(), processes, stage, str(recipe), dies_at, processes=processes)
+    assert_same_course(alone / f"{stage}-{name}" / "run", tmp_path / "run")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -173,10 +173,13 @@ class GRPOTask:
             )
         self.steps_done = int(state["step"])
         self.training_queries.keep(state["kept"])
-        self.rollouts_of_all = state["rollouts"]
-        self.rollouts = RolloutBatch.from_state(state["rollouts"][self.rank]) if state["rollouts"] else None
+        self.rollouts_of_all, self.rollouts = state["rollouts"], None
+        if state["rollouts"]:
+            self.rollouts = RolloutBatch.share(state["rollouts"], self.rank, self.processes)
+            if len(state["rollouts"]) != self.processes:
+                self.rollouts_of_all = collectives.all_gather_object(self.rollouts.state_dict())
         if self.replay is not None and state.get("replay"):
-            self.replay.load_state_dict(state["replay"][self.rank])
+            self.replay.load_share(state["replay"], self.rank, self.processes)
         if "collapse" in state:  # older runs have none
             self.collapse.load_state_dict(state["collapse"])
         self.live.load_state_dict(state)

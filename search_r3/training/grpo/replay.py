@@ -7,6 +7,8 @@ only the newest groups are kept and each is replayed at most once, so that none 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,21 @@ class ReplayBuffer:
         if rollouts:
             state["rollouts"] = RolloutBatch(0, rollouts, torch.zeros(0), 0, {}).state_dict()
         return state
+
+    def load_share(self, states: Sequence[dict[str, Any]], rank: int, processes: int) -> None:
+        """Restore a process's groups from the `state_dict` of every process that saved them.
+
+        With another number of processes than these, the groups are dealt out anew, and each keeps its newest.
+        """
+        if len(states) == processes:
+            self.load_state_dict(states[rank])
+            return
+        parts: list[list[Group]] = []
+        for state in states:
+            self.load_state_dict(state)
+            parts.append(self.groups)
+        by_age = [group for groups in zip_longest(*map(reversed, parts)) for group in groups if group is not None]
+        self.groups = by_age[rank::processes][: self.size][::-1]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""

@@ -6,7 +6,8 @@ the final embed token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -200,4 +201,19 @@ class RolloutBatch:
             Rollout(text="", embedding=np.zeros(0, dtype=np.float32), **dict(zip(columns, values, strict=True)))
             for values in zip(*columns.values(), strict=True)
         ]
-        return cls(state["number"], rollouts, state["candidates"], state["total"], state["figures"])
+        # A copy, because what safetensors loads may lie at any address, and a product's last bit depends on that.
+        candidate_CD = state["candidates"].clone()
+        return cls(state["number"], rollouts, candidate_CD, state["total"], state["figures"])
+
+    @classmethod
+    def share(cls, states: Sequence[dict[str, Any]], rank: int, processes: int) -> RolloutBatch:
+        """A process's batch from the `state_dict` of every process that saved them, however many these were."""
+        if len(states) == processes:
+            return cls.from_state(states[rank])
+        batches = [cls.from_state(state) for state in states]
+        trained = [rollout for batch in batches for rollout in batch.rollouts if rollout.index != NO_ROW]
+        trained.sort(key=lambda rollout: rollout.index)
+        mine = trained[len(trained) * rank // processes : len(trained) * (rank + 1) // processes]
+        if not mine:  # it takes part in the collectives with one that no term depends on
+            mine = [replace(batches[0].rollouts[0], index=NO_ROW, in_policy_loss=False, target=IGNORE_INDEX)]
+        return replace(batches[0], rollouts=mine)

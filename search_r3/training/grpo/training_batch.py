@@ -40,18 +40,21 @@ def build_training_batch(
     if replay is not None:
         groups, replayed = replay.replace(groups, generation_index)
     refreshed = np.concatenate([scored.rewards.refreshed for scored in rounds])
-    positives = [row for group, _ in groups for row, grade in group.query.grades.items() if grade > 0]
+    positives = [row for group, at in groups if at != NO_ROW for row, grade in group.query.grades.items() if grade > 0]
     all_positives = [row for part in collectives.all_gather_object(positives) for row in part]
     candidates = _candidates(all_positives, refreshed, [config.loop.seed, generation_index])
     column = {row: i for i, row in enumerate(candidates.tolist())}
     for group, position in groups:
+        if position == NO_ROW:
+            for rollout in group.rollouts:
+                rollout.index, rollout.in_policy_loss, rollout.target = NO_ROW, False, IGNORE_INDEX
+            continue
         positive = column[group.query.positive]
         answers = [column[row] for row, grade in group.query.grades.items() if grade > 0]
         for i, rollout in enumerate(group.rollouts):
-            rollout.index = NO_ROW if position == NO_ROW else position * size + i
-            rollout.in_policy_loss = position != NO_ROW and (group.has_variance or config.zero_variance == "keep")
-            reasoned = rollout.reasoned(config.min_reasoning_tokens)
-            contrasted = position != NO_ROW and reasoned and config.contrastive_weight
+            rollout.index = position * size + i
+            rollout.in_policy_loss = group.has_variance or config.zero_variance == "keep"
+            contrasted = rollout.reasoned(config.min_reasoning_tokens) and config.contrastive_weight
             rollout.target = positive if contrasted else IGNORE_INDEX
             rollout.false_negatives = [answer for answer in answers if answer != positive]
     metrics = round_metrics(rounds[0])
