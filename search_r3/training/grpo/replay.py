@@ -89,7 +89,7 @@ class ReplayBuffer:
     def load_share(self, states: Sequence[dict[str, Any]], rank: int, processes: int) -> None:
         """Restore a process's groups from the `state_dict` of every process that saved them.
 
-        With another number of processes than these, the groups are dealt out anew, and each keeps its newest.
+        With another number of processes than these, the groups are distributed anew, and each process keeps its newest.
         """
         if len(states) == processes:
             self.load_state_dict(states[rank])

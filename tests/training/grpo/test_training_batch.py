@@ -77,7 +77,7 @@ def test_any_number_of_processes_share_a_batch_that_two_have_saved(processes: in
     assert torch.equal(by_index[3].old_log_probs, second.rollouts[0].old_log_probs)
 
 
-def test_the_groups_of_a_replay_buffer_are_dealt_out_anew() -> None:
+def test_the_groups_of_a_replay_buffer_are_distributed_anew() -> None:
     states = []
     for names in ((0, 1, 2), (10, 11)):
         buffer = ReplayBuffer(size=3, seed=0)
