@@ -37,6 +37,15 @@ class ExportFormat(StrEnum):
     sentence_transformers = "sentence-transformers"
     int8 = "int8"
     onnx = "onnx"
+    gguf = "gguf"
+
+
+class OutType(StrEnum):
+    """The type of a GGUF file's matrices."""
+
+    q8_0 = "q8_0"
+    f16 = "f16"
+    f32 = "f32"
 
 
 def export(
@@ -44,8 +53,11 @@ def export(
     out: Annotated[Path, typer.Argument(readable=False, help="The new folder to write.")],
     format: Annotated[
         ExportFormat,
-        typer.Option(help="sentence-transformers and int8 add files for these; onnx writes a graph instead."),
+        typer.Option(help="sentence-transformers and int8 add files for these; onnx and gguf write one file instead."),
     ] = ExportFormat.safetensors,
+    outtype: Annotated[
+        OutType, typer.Option(help="With gguf: the type of the matrices. q8_0 has half the size of f16.")
+    ] = OutType.q8_0,
     dtype: Annotated[
         Dtype, typer.Option(help="auto is float32. bfloat16 halves the size, at a cosine distance of about 0.001.")
     ] = Dtype.auto,
@@ -57,6 +69,7 @@ def export(
     With --format sentence-transformers, SentenceTransformer(OUT) embeds documents and direct queries (no reasoning).
     With --format int8, OUT starts without delay with --engine int8.
     With --format onnx, model.onnx turns token ids into embeddings of documents and direct queries (float32).
+    With --format gguf, llama.cpp reads OUT/NAME-Q8_0.gguf; OUT/README.md has the exact texts to send to it.
 
     \b
     Example:  search-r3 export search-r3-smollm2-135m-sft exported --format sentence-transformers
@@ -71,7 +84,7 @@ def export(
 
         check_installed()
     loaded = load(model, "cpu", Dtype.float32 if dtype is Dtype.auto else dtype)
-    done = export_model(loaded, out, format.value)
+    done = export_model(loaded, out, format.value, outtype.value)
     if as_json:
         print_json({**vars(done), "folder": str(done.folder)})
     else:
@@ -81,6 +94,11 @@ def export(
         )
         if format is ExportFormat.onnx:
             print(f"checked in onnxruntime; how to use it: {done.folder / 'README.md'}")
+        elif format is ExportFormat.gguf:
+            from search_r3.export.gguf_export import can_check
+
+            checked = "checked in" if can_check() else "pip install 'search-r3[llama-cpp]' to have it checked in"
+            print(f"{checked} llama.cpp; how to use it: {done.folder / 'README.md'}")
         else:
             print(f"to check it: search-r3 models --check {shlex.quote(str(done.folder))}")
 

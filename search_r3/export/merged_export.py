@@ -1,8 +1,8 @@
 """Exports: a checkpoint's adapter merged into its base, as one self-contained folder.
 
 `safetensors` is what `SearchR3.from_pretrained` and transformers read; `sentence-transformers` adds what that library
-needs, `int8` the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the weights. All keep the
-contract, so an index of the adapter accepts the export's embeddings.
+needs, `int8` the int8 engine's matrices; `onnx` is a graph for onnxruntime instead of the weights, `gguf` a file for
+llama.cpp. All keep the contract, so an index of the adapter accepts the export's embeddings.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from search_r3.errors import InputError
+from search_r3.export import gguf_export
+from search_r3.export.gguf_export import OutType, write_gguf_folder
 from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.capitals import capitals_note
 from search_r3.model.searchr3 import DOCUMENTS
 
-Format = Literal["safetensors", "sentence-transformers", "int8", "onnx"]
+Format = Literal["safetensors", "sentence-transformers", "int8", "onnx", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -34,22 +36,26 @@ class Export:
     bytes: int
 
 
-def export_model(model: Any, out: str | Path, format: Format = "safetensors") -> Export:
+def export_model(model: Any, out: str | Path, format: Format = "safetensors", outtype: OutType = "q8_0") -> Export:
     """Write a loaded SearchR3 model, merged, to the new folder `out`, atomically.
 
-    The folder contains safetensors (or model.onnx), the tokenizer, the contract, golden vectors and a model card.
+    The folder contains safetensors and the tokenizer (or model.onnx, or a GGUF file), the contract, golden vectors and
+    a model card.
+
+    Args:
+        outtype: the type of a GGUF file's matrices.
 
     Raises:
         InputError: `out` is not empty, the format is unknown, the disk is full, sentence-transformers' prompts cannot
             express the model's conversations, the int8 engine does not run this model, the model is a query adapter
-            and the format has one model only, or see `write_onnx`.
+            and the format has one model only, or see `write_onnx` and `write_gguf_folder`.
     """
     if format not in get_args(Format):
         raise InputError(f"format is {format!r}; choose one of: {', '.join(get_args(Format))}")
     if len(sides(model)) > 1 and format in ("sentence-transformers", "onnx"):
         raise InputError(
             f"{model.name} is a query adapter, whose documents go through another model, and {format} has one model "
-            "for both; export safetensors or int8"
+            "for both; export safetensors, int8 or gguf"
         )
     out = Path(out)
     check_target(out)
@@ -62,6 +68,8 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
                 from search_r3.export.onnx_export import write_onnx
 
                 write_onnx(scratch, model)
+            elif format == "gguf":
+                write_gguf_folder(scratch, model, outtype)
             else:
                 model.save_pretrained(scratch)
         finally:
@@ -81,14 +89,14 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors") ->
                 rows = calibration_rows(side.templates, side.tokenizer, side.contract.embed_token_id)
                 tensors = quantize_causal_lm(side.checkpoint.model, rows)
                 save_int8(tensors, scratch / inside / INT8_FILE, side.contract_hash)
-        atomic_write_text(scratch / "README.md", card(model, format))
+        atomic_write_text(scratch / "README.md", card(model, format, outtype))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(
         out,
         format,
         model.name,
         model.contract_hash,
-        model.dtype,
+        outtype if format == "gguf" else model.dtype,
         [path.relative_to(out).as_posix() for path in files],
         sum(path.stat().st_size for path in files),
     )
@@ -105,11 +113,11 @@ def check_target(out: Path) -> None:
         raise InputError(f"{out} exists already; give a new folder, or remove it first")
 
 
-def card(model: Any, format: Format) -> str:
+def card(model: Any, format: Format, outtype: OutType = "q8_0") -> str:
     """The export's model card (Markdown): how to load it, its contract, and below that its checkpoint's card."""
     source = Path(model.checkpoint.path) / "README.md"
     kept, body = _split_card(source.read_text(encoding="utf-8") if source.is_file() else "")
-    library = format if format in ("sentence-transformers", "onnx") else "transformers"
+    library = format if format in ("sentence-transformers", "onnx", "gguf") else "transformers"
     tags = ["search-r3", "sentence-transformers", "information-retrieval", "embeddings", "reasoning"]
     head: dict[str, str] = {key: kept[key] for key in ("license", "base_model", "language") if key in kept}
     head |= {"library_name": library, "pipeline_tag": "feature-extraction"}
@@ -119,6 +127,8 @@ def card(model: Any, format: Format) -> str:
         from search_r3.export.onnx_export import usage
 
         lines += usage(model)
+    elif format == "gguf":
+        lines += gguf_export.usage(model, outtype)
     else:
         lines += _loading(model, format)
     if body:

@@ -27,6 +27,8 @@ from search_r3.prompts import EMBED_TOKEN
 CONTRACT_FILE = "search_r3.json"
 ADAPTER_KINDS = ("adapter", "query_adapter")
 """The kinds of checkpoint that are a LoRA adapter of a base."""
+FOR_OTHER_RUNTIMES = {"onnx": "an ONNX", "gguf": "a GGUF"}
+"""The kinds that are not loaded here, and what they are called."""
 ADAPTER_FILE = "adapter_model.safetensors"
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, because GPUs are slower otherwise and vLLM's weight sync can fail."""
@@ -73,16 +75,17 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
             documents of a query adapter is always merged.
 
     Raises:
-        InputError: the name is unknown, the folder is damaged or an ONNX export, the base does not have the weights
-            that the adapter was trained on, or the model of a query adapter's documents is not found.
+        InputError: the name is unknown, the folder is damaged or an export for other runtimes, the base does not have
+            the weights that the adapter was trained on, or the model of a query adapter's documents is not found.
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
     with _one_thread():
         if record is None:
             checkpoint = load_base(name_or_path, dtype=dtype)
-        elif record["kind"] == "onnx":
-            raise InputError(f"{folder} is an ONNX export, see the README.md there; give the model it was made from")
+        elif record["kind"] in FOR_OTHER_RUNTIMES:
+            what = FOR_OTHER_RUNTIMES[record["kind"]]
+            raise InputError(f"{folder} is {what} export, see the README.md there; give the model it was made from")
         elif record["kind"] == "merged":
             checkpoint = _load_merged(folder, record, dtype)
         else:
@@ -327,7 +330,7 @@ def _write_adapter(model: Any, base: str, folder: Path) -> str:
 
 
 def write_record(folder: Path, kind: str, contract: Contract, **more: Any) -> None:
-    """Write the contract file of `folder`: `kind` is "adapter", "query_adapter", "merged" or "onnx"."""
+    """Write the contract file of `folder`: `kind` is one of `ADAPTER_KINDS` and `FOR_OTHER_RUNTIMES`, or "merged"."""
     hashes = {"contract_hash": contract.hash, "document_space": contract.document_space}
     record = {"kind": kind, "contract": contract.to_dict(), **hashes, **more}
     atomic_write_text(folder / CONTRACT_FILE, json.dumps(record, indent=2, sort_keys=True) + "\n")

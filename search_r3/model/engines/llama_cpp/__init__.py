@@ -1,0 +1,1 @@
+"""The engine llama.cpp: a model as GGUF, run by llama.cpp in this process."""
