@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -113,11 +113,14 @@ def test_the_card_and_the_record_say_what_it_is(exported: Path, capsys: pytest.C
 
 
 def test_a_query_adapter_has_a_file_for_each_side(
-    query_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_adapter: Path,
+    save_query_adapter: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from gguf import GGUFReader
 
-    out = tmp_path / "out"
+    query_adapter, out = save_query_adapter(tiny_adapter, tmp_path / "tiny-queries"), tmp_path / "out"
     assert main(["export", str(query_adapter), str(out), "--format", "gguf", "--outtype", "f16"]) == 0
     assert "tiny-queries, gguf, f16, contract " in capsys.readouterr().out
     files = {"query": out / "tiny-queries-F16.gguf", "document": out / "documents" / "tiny-adapter-F16.gguf"}

@@ -17,6 +17,7 @@ from tokenizers import Regex, pre_tokenizers
 from search_r3 import InputError, SearchR3
 from search_r3.model.gguf_file import _adjacent_pairs, write_gguf
 from search_r3.model.gguf_tokenizer import QWEN_2_SPLIT, gguf_vocabulary
+from search_r3.model.tokenization import special_ids
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_every_token_has_its_text_and_its_type(written: dict[str, GGUFReader], t
     tokens, types = (value(written["f16"], f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     assert tokens == tiny.tokenizer.convert_ids_to_tokens(range(len(tiny.tokenizer)))
     special = {i for i, kind in enumerate(types) if kind == 3}
-    assert special == set(tiny.tokenizer.all_special_ids)
+    assert special == special_ids(tiny.tokenizer)
     merges = value(written["f16"], "tokenizer.ggml.merges")
     assert merges
     assert all(len(merge.split(" ")) == 2 for merge in merges)
