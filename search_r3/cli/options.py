@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.files import expand_user
-from search_r3.model.engines.registry import AUTO, ENGINES, engine_spec
+from search_r3.model.engines.registry import AUTO, ENGINES, FASTEST, FASTEST_ENGINES, engine_spec
 from search_r3.model.reading import MAX_PASSAGES
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ DtypeOption = Annotated[
 
 
 def _prepare_for(engine: str) -> str:
-    if engine_spec(engine).busy_threads:
+    if engine == FASTEST or engine_spec(engine).busy_threads:
         let_idle_threads_sleep()
     return engine
 
@@ -103,9 +103,10 @@ EngineOption = Annotated[
     str,
     typer.Option(
         callback=_prepare_for,
-        metavar="|".join([AUTO, *ENGINES, "PLUGIN"]),
+        metavar="|".join([AUTO, FASTEST, *ENGINES, "PLUGIN"]),
         help="; ".join(f"{engine.name}: {engine.summary}" for engine in ENGINES.values())
-        + "; auto is torch. Other packages may add engines.",
+        + f"; auto is torch; fastest is the first of {', '.join(FASTEST_ENGINES)} that runs the model on this CPU. "
+        "Other packages may add engines.",
     ),
 ]
 Model = Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,6 @@ from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, DOCUMENTS, stop_id
 
 TOLERANCE: dict[OutType, float] = {"q8_0": 1e-2, "f16": 1e-3, "f32": 1e-3}
 """Largest accepted cosine distance from SearchR3's float32; llama.cpp keeps keys and values in float16."""
-
-
-def check_outtype(outtype: str) -> OutType:
-    """`outtype`, checked. Raises InputError if it is not one of `OutType`."""
-    if outtype not in get_args(OutType):
-        raise InputError(f"outtype is {outtype!r}; choose one of: {', '.join(get_args(OutType))}")
-    return outtype  # type: ignore[return-value]
 
 
 def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:

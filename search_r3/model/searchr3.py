@@ -5,6 +5,7 @@ The embedding is the L2-normalized final hidden state at `<|embed_token|>` (arXi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from search_r3.model.adaptive_reasoning import ADAPTIVE_FILE, AdaptiveRule
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.contract import Contract
 from search_r3.model.engines.base import Engine, EngineInputs, EngineSpec, Generation
-from search_r3.model.engines.registry import engine_spec
+from search_r3.model.engines.registry import FASTEST, FASTEST_ENGINES, engine_spec
 from search_r3.model.latent_steps import check_latent, latent_engine
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.reading import Passages, conversation_of, what_is_read, with_passages
@@ -73,7 +74,7 @@ class SearchR3:
         if checkpoint.documents is not None and not self.engine_spec.query_adapters:
             raise InputError(
                 f"{self.name} is a query adapter, which engine {self.engine_spec.name} cannot run: it needs a second "
-                "model for documents; use engine torch or int8"
+                "model for documents; use engine torch, int8 or llama.cpp"
             )
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         self.templates = templates_of(self.contract.prompts, self.tokenizer)
@@ -103,8 +104,10 @@ class SearchR3:
         Args:
             name_or_path: a name that `search-r3 models` lists, a folder, or a hub id; None loads the default adapter.
             device: "cpu", "cuda", ...; None uses a GPU if there is one.
-            engine: "auto" or "torch" is the reference. "int8" runs the Llama family on a CPU faster than float32, at a
+            engine: "auto" or "torch" is the reference. "fastest" is the first of "int8", "llama.cpp" and "torch" that
+                runs the model here (on a GPU, "torch"). "int8" runs the Llama family on a CPU faster than float32, at a
                 small cosine distance from it; its weights are quantized on first use and cached (docs/engines.md).
+                "llama.cpp" does the same on CPUs without its instructions.
                 "vllm" generates the reasoning with vLLM on a GPU. Installed packages can add engines.
             dtype: "auto" (float32 on a CPU, bfloat16 on a GPU), "float32" or "bfloat16". On CPUs with AMX, bfloat16 is
                 about four times as fast, at a cosine distance of about 0.001 from float32.
@@ -117,6 +120,8 @@ class SearchR3:
 
         name_or_path = default_model() if name_or_path is None else name_or_path
 
+        if engine == FASTEST:
+            return cls._fastest(name_or_path, device, dtype)
         spec = engine_spec(engine)
         spec.check()
         chosen = device or spec.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,6 +137,18 @@ class SearchR3:
         folder = expand_user(name_or_path)
         model.source = str(folder.resolve()) if folder.is_dir() else str(name_or_path)
         return model
+
+    @classmethod
+    def _fastest(cls, name_or_path: str | Path, device: str | None, dtype: str) -> SearchR3:
+        """`from_pretrained` with the first of `FASTEST_ENGINES` that accepts the model, its device and its dtype."""
+        import torch
+
+        on_gpu = device != "cpu" and (device is not None or torch.cuda.is_available())
+        *others, reference = FASTEST_ENGINES
+        for engine in () if on_gpu else others:
+            with contextlib.suppress(InputError):
+                return cls.from_pretrained(name_or_path, device, engine, dtype)
+        return cls.from_pretrained(name_or_path, device, reference, dtype)
 
     def open_engine(self, spec: EngineSpec, training_folder: Path | None = None) -> Engine:
         """An engine on this model's weights; see `EngineInputs` for `training_folder`.

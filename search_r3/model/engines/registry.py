@@ -9,10 +9,13 @@ from search_r3.model.engines.base import EngineInputs, EngineSpec
 from search_r3.plugins import Registry
 
 if TYPE_CHECKING:
+    from search_r3.model.engines.llama_cpp.llama_cpp_engine import LlamaCppEngine
     from search_r3.model.engines.torch_engine import TorchEngine
 
 AUTO = "auto"
 """The name that stands for the reference engine."""
+FASTEST = "fastest"
+"""The name that stands for the first of `FASTEST_ENGINES` that runs the model here."""
 
 
 def _open_torch(inputs: EngineInputs) -> TorchEngine:
@@ -37,6 +40,20 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
         samples=lambda: calibration.calibration_rows(inputs.templates, checkpoint.tokenizer, embed_id),
         paths=[checkpoint.path / INT8_FILE],
     )
+
+
+def _open_llama_cpp(inputs: EngineInputs) -> LlamaCppEngine:
+    from search_r3.model.engines.llama_cpp.llama_cpp_engine import open_llama_cpp
+    from search_r3.model.resolve import optional_cache_dir
+
+    cache = optional_cache_dir()
+    return open_llama_cpp(inputs, cache / "llama.cpp" if cache is not None else None)
+
+
+def _check_llama_cpp() -> Any:
+    from search_r3.model.engines.llama_cpp.llama_server import import_xllamacpp
+
+    return import_xllamacpp()
 
 
 def _open_vllm(inputs: EngineInputs) -> TorchEngine:
@@ -73,6 +90,17 @@ INT8 = EngineSpec(
     latent_steps=True,
     query_adapters=True,
 )
+LLAMA_CPP = EngineSpec(
+    "llama.cpp",
+    "llama.cpp in 8 bits, for CPUs without VNNI or AMX",
+    _open_llama_cpp,
+    check=_check_llama_cpp,
+    device="cpu",
+    precision="q8_0",
+    golden_tolerance=1e-2,
+    continuous_batching=True,
+    query_adapters=True,
+)
 VLLM = EngineSpec(
     "vllm",
     "vLLM generates the reasoning on a GPU (experimental)",
@@ -92,8 +120,10 @@ def _checked(name: str, spec: Any) -> EngineSpec:
     return spec
 
 
-ENGINES = {spec.name: spec for spec in (TORCH, INT8, VLLM)}
+ENGINES = {spec.name: spec for spec in (TORCH, INT8, LLAMA_CPP, VLLM)}
 """The built-in engines; "auto" stands for `torch`."""
+FASTEST_ENGINES = (INT8.name, LLAMA_CPP.name, TORCH.name)
+"""On a CPU, fastest first; on a GPU it is torch."""
 REGISTRY = Registry("engine", "engines", {AUTO: TORCH} | ENGINES, _checked)
 
 

@@ -11,7 +11,8 @@ import http.client
 import json
 import secrets
 import urllib.parse
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Container, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,13 @@ class LlamaServer:
         settings.cache_ram_mib = 0  # otherwise it keeps the caches of old prompts, up to 8 GiB
         settings.cache_idle_slots = False
         try:
-            self._server = xllamacpp.Server(settings)
+            server = xllamacpp.Server(settings)
         except (RuntimeError, ValueError) as error:
             raise InputError(f"llama.cpp cannot run {path} ({error}); export it again, or use engine torch") from error
-        self._address = urllib.parse.urlsplit(self._server.listening_address)
+        self._address = urllib.parse.urlsplit(server.listening_address)
+        held = [server]
+        self._end = weakref.finalize(self, held.clear)  # its threads must end before the interpreter does
+        del server
 
     def embed(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """The unit state at the last token of each row of token ids, float32 (len(rows), dimension).
@@ -103,9 +107,62 @@ class LlamaServer:
         with self._post("/tokenize", {"content": text, "parse_special": special}) as response:
             return _checked(response)["tokens"]
 
+    def generate(
+        self, ids: Sequence[int], room: int, ends: Container[int], temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
+        """The tokens that continue `ids`, as they are generated: at most `room`, up to and with the first of `ends`.
+
+        Before the last one is returned, the server is done with the row, so that what follows finds its cache free.
+        Closing the iterator cancels the row. It ends early where the context does.
+
+        Args:
+            temperature: 0 is greedy; others sample from the model's own distribution.
+            seed: of the sampling.
+
+        Raises:
+            InputError: llama.cpp rejects the row, such as one longer than the context.
+        """
+        written: list[int] = []
+        sampling = {"temperature": temperature, "samplers": ["temperature"], "seed": seed}
+
+        def request(size: int) -> dict[str, Any]:
+            return {
+                "prompt": [*ids, *written],
+                "n_predict": size,
+                "return_tokens": True,
+                **sampling,
+            }
+
+        while len(written) < room:
+            before = len(written)
+            with self._post("/completion", request(room - before) | {"stream": True}) as response:
+                for event in _events(response):
+                    total = before + event["tokens_predicted"]
+                    if total > len(written) + len(event["tokens"]):
+                        break  # it sends nothing for a token that ends within a character
+                    for token in event["tokens"]:
+                        written.append(token)
+                        if token in ends or len(written) == room:
+                            response.read()
+                            yield token
+                            return
+                        yield token
+                else:
+                    total = len(written)
+            if total > len(written):
+                with self._post("/completion", request(total - len(written))) as response:
+                    hidden = _checked(response)["tokens"]
+                for token in hidden:
+                    written.append(token)
+                    yield token
+                    if token in ends:
+                        return
+            if len(written) == before:
+                return
+
     def close(self) -> None:
         """End it, and free its memory."""
-        del self._server
+        self._end()
 
     @contextmanager
     def _post(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
@@ -113,7 +170,20 @@ class LlamaServer:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         with closing(http.client.HTTPConnection(self._address.hostname, self._address.port)) as connection:
             connection.request("POST", path, json.dumps(body), headers)
-            yield connection.getresponse()
+            with closing(connection.getresponse()) as response:  # the server cancels what nobody reads any more
+                yield response
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The server-sent events of a streamed answer, as they arrive."""
+    if response.status != 200:
+        _checked(response)
+    for line in response:
+        if line.startswith(b"data: "):
+            event = json.loads(line.removeprefix(b"data: "))
+            if "tokens_predicted" not in event:
+                raise RuntimeError(f"llama.cpp stopped: {event}")
+            yield event
 
 
 def _checked(response: http.client.HTTPResponse) -> Any:
