@@ -4,11 +4,13 @@
     python benchmarks/serve.py --engines torch:bfloat16 torch:float32   # any; the last is what the others are held to
     python benchmarks/serve.py --only answer --work runs/serve          # one part; goes on where it was killed
     python benchmarks/serve.py --device cuda --engines torch            # GPU: and against generate, then encode
+    python benchmarks/serve.py --engines int8 llama.cpp torch:float32 --only documents queries quality answer llama
     python benchmarks/serve.py --tiny                                   # random tiny weights; writes no result
 
 Parts: `documents` (a second, in batches), `queries` (reasoned, over HTTP, closed loops of clients), `quality` (nDCG@10
 off and on), `batching` (continuous against static), `answer` (a streamed search on the demo's index), `peer` (against
-transformers' generate, then encode; by default only on a GPU). Systems take turns, warm-ups are left out, queries are
+transformers' generate, then encode; by default only on a GPU), `llama` (against llama.cpp's own server; only if named,
+serve_llama.py). Systems take turns, warm-ups are left out, queries are
 distinct and the servers' cache is off. Each measurement is kept in `--work` as soon as it is made. The sustained load
 with rubbish among it is load.py.
 """
@@ -22,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import serve_llama
 import serve_parts
 from common import RESULTS, Kept, Table, finish, serve
 from serve_bench import SEED, Bench, tiny_model
@@ -33,7 +36,7 @@ from search_r3.data.io.find_dataset import find_dataset
 from search_r3.files import atomic_write_text
 from search_r3.model.resolve import default_model
 
-PARTS = ("documents", "queries", "quality", "batching", "answer", "peer")
+PARTS = ("documents", "queries", "quality", "batching", "answer", "peer", "llama")
 ENDINGS = ("", " in python", " example", " with a function", " step by step", " in one line", " safely", " fast")
 """What makes further distinct queries where the data set has too few."""
 
@@ -50,7 +53,7 @@ def main() -> None:
         figures = about(bench)
         for part in PARTS:
             if part in options.only:
-                figures[part] = getattr(serve_parts, part)(bench)
+                figures[part] = getattr(serve_llama if part == "llama" else serve_parts, part)(bench)
     figures |= {"goals": bench.goals, "commits": bench.kept.commits}
     table = Table("goals", "what" + 48 * " ", "found", "wanted    ", "")
     for goal in bench.goals:
@@ -71,7 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", default="cosqa", help="documents and queries of all parts, dev and test")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all; peer only on a GPU")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all but llama; peer only on a GPU")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each system")
     parser.add_argument("--documents", type=int, help="documents of a round (default: 128)")
     parser.add_argument("--document-tokens", type=int, default=128, help="where documents are cut")
@@ -99,7 +102,7 @@ def parse() -> argparse.Namespace:
     on_gpu = options.device.startswith("cuda")
     usual = ["torch"] if on_gpu else ["int8", "torch:float32"]
     options.engines = options.engines or [Engine.of(one) for one in usual]
-    options.only = options.only or [part for part in PARTS if part != "peer" or on_gpu]
+    options.only = options.only or [part for part in PARTS if part != "llama" and (part != "peer" or on_gpu)]
     options.batching_engine = options.batching_engine or options.engines[0]
     full = {"documents": 128, "requests": 6, "batching_requests": 20, "least": 16, "quality_queries": 300,
             "quality_documents": 1000, "answer_queries": 20}  # fmt: skip

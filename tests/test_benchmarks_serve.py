@@ -90,7 +90,7 @@ def threads(scripts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatc
         def _alive(self, end: float) -> None:
             assert self.thread.is_alive()
 
-    for name in ("serve_bench", "serve_parts", "load", "load_large"):
+    for name in ("serve_bench", "serve_parts", "serve_llama", "load", "load_large"):
         monkeypatch.setattr(scripts(name), "ServerProcess", InThread)
     return InThread
 
@@ -172,6 +172,22 @@ def test_every_part_is_measured_and_the_report_is_whole(
     for goal in figures["goals"]:
         wanted = goal["found"] <= goal["at_most"] if "at_most" in goal else goal["found"] >= goal["at_least"]
         assert goal["met"] == wanted
+
+
+@pytest.mark.nightly
+def test_the_server_of_llama_cpp_is_asked_the_same(run: Callable[..., dict[str, Any]]) -> None:
+    pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install 'search-r3[llama-cpp]'")
+    found = run("--only", "llama")["figures"]["llama"]
+    peer = "llama.cpp's server"
+    for system in ("torch", peer):
+        assert found["start"][system]["seconds"] > 0
+        assert found["start"][system]["resident_bytes"] > 1e6
+        assert found["documents"][system]["documents_per_second"] > 0
+        for clients in ("1 clients", "3 clients"):
+            one = found["queries"][clients][system]
+            assert 0 < one["p50_seconds"] <= one["p99_seconds"]
+            assert (one["first_token_p50_seconds"] is None) == (system == "torch")
+    assert found["queries"]["3 clients"]["times"] > 0
 
 
 @pytest.mark.nightly
