@@ -6,6 +6,7 @@ model is loaded; the process ends with its input.
 
 from __future__ import annotations
 
+import os
 import sys
 
 SEQUENCES, CONTEXT = 8, 1024
@@ -27,6 +28,7 @@ def main(file: str, threads: int) -> None:
     server = xllamacpp.Server(settings)
     print(server.listening_address, flush=True)
     sys.stdin.read()
+    os._exit(0)  # a server that is closed before its loop has begun waits for ever
 
 
 if __name__ == "__main__":

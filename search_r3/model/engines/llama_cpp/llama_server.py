@@ -85,6 +85,7 @@ class LlamaServer:
         held = [server]
         self._end = weakref.finalize(self, held.clear)  # its threads must end before the interpreter does
         del server
+        self.embed([[0]])  # one that ends before its loop has begun would never end
 
     def embed(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """The unit state at the last token of each row of token ids, float32 (len(rows), dimension).
