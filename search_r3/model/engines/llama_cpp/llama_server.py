@@ -12,7 +12,7 @@ import json
 import secrets
 import urllib.parse
 import weakref
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ class LlamaServer:
 
     def generate(
         self, ids: Sequence[int], room: int, ends: Container[int], temperature: float = 0.0, seed: int = 0
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """The tokens that continue `ids`, as they are generated: at most `room`, up to and with the first of `ends`.
 
         Before the last one is returned, the server is done with the row, so that what follows finds its cache free.
