@@ -157,7 +157,7 @@ def test_what_the_file_decides_cannot_be_given_beside_it(command, place, capsys)
 def test_the_suites_of_the_repository_are_whole(file: Path):
     plan = load_config(file, SuitePlan)
     assert {"bm25", "all-minilm-l6-v2"} < set(plan.systems)
-    assert list(plan.modes) == ["off", "on"]
+    assert plan.modes[0] == "off"  # what the others are compared with
     if file.stem == "sample":
         assert plan.datasets == ["cosqa.small", "scifact.small"]
         assert plan.studies is not None
