@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     scratch = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp{target.suffix}"
     try:
         yield scratch
+        _use_default_mode(scratch)
         _sync(scratch)
         if scratch.is_dir() and target.exists():
             if not _exchange(scratch, target):
@@ -225,6 +227,26 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     working_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2(working_folder, os.fsencode(one), working_folder, os.fsencode(other), exchange) == 0
+
+
+def _use_default_mode(scratch: Path) -> None:
+    """Give the safetensors files at or in `scratch` the mode of any new file.
+
+    safetensors (0.8) makes them readable for their owner alone, whatever the umask (findings/safetensors-mode.sh): a
+    server that runs as another user could not open an adapter.
+    """
+    found = [scratch] if scratch.is_file() else scratch.rglob("*")
+    files = [file for file in found if file.suffix == ".safetensors" and file.is_file() and not file.is_symlink()]
+    if not files or os.name == "nt":
+        return
+    probe = scratch.parent / f"{scratch.name}.mode"
+    probe.touch()  # the umask can only be read by changing it, which other threads would see
+    try:
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+    for file in files:
+        file.chmod(mode)
 
 
 def _sync(path: Path) -> None:

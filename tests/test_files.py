@@ -7,8 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from search_r3 import files
 from search_r3.cli import main
@@ -101,3 +103,22 @@ def test_the_command_line_says_what_to_do_when_the_disk_is_full(error, monkeypat
     assert said.count("\n") == 1
     assert "free some space and run the same command again" in said
     assert "Rust" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_what_safetensors_writes_gets_the_mode_of_any_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "rows.safetensors") as scratch:
+            save_file({"x": np.ones(2)}, scratch)
+        with atomic_path(tmp_path / "adapter") as folder:
+            folder.mkdir()
+            save_file({"x": np.ones(2)}, folder / "weights.safetensors")
+            (folder / "secret").touch(0o600)
+        (tmp_path / "any").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    usual = 0o666 & ~umask
+    assert modes == {"rows.safetensors": usual, "weights.safetensors": usual, "any": usual, "secret": 0o600}

@@ -215,9 +215,9 @@ class SearchR3System:
     @property
     def document_identity(self) -> dict[str, Any]:
         """Everything that determines a document's embedding; of a query adapter, the model of its documents."""
-        documents = getattr(self.model, "documents", None)
+        documents = getattr(self.model, "documents_contract", None)
         identity = {
-            "contract_hash": getattr(documents, "contract_hash", self.model.contract_hash),
+            "contract_hash": self.model.contract_hash if documents is None else documents.hash,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }

@@ -104,7 +104,7 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors", ou
 
 def sides(model: Any) -> dict[str, Any]:
     """The models that a SearchR3 consists of by their folder inside an export: itself, and what embeds documents."""
-    return {"": model} if model.documents is model else {"": model, DOCUMENTS: model.documents}
+    return {"": model, DOCUMENTS: model.documents} if model.is_query_adapter else {"": model}
 
 
 def check_target(out: Path) -> None:

@@ -1,7 +1,7 @@
 """Loads models (a base, a base with its adapter, a merged model) and saves adapters, each with its embedding contract.
 
-A query adapter is an adapter of the same base for queries alone; it is loaded together with the model that embeds the
-documents.
+A query adapter is an adapter of the same base for queries alone; the model that embeds the documents is loaded on first
+use.
 
 The contract is defined in `search_r3.model.contract`; `search_r3.model.golden` tests every engine against it.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +35,50 @@ VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, because GPUs are slower otherwise and vLLM's weight sync can fail."""
 
 
+class DocumentCheckpoint:
+    """What embeds the documents of a query adapter. Its weights are loaded when they are first needed: a search needs
+    none of them, and they take as much memory as the query adapter's.
+
+    Args:
+        name, source: its name, and the name or path that it is loaded by.
+        contract: its contract.
+        load: loads it; called once.
+    """
+
+    def __init__(self, name: str, source: str, contract: Contract, load: Callable[[], Checkpoint]) -> None:
+        self.name, self.source, self.contract = name, source, contract
+        self._load, self._lock = load, threading.Lock()
+        self._checkpoint: Checkpoint | None = None
+        self._place: dict[str, Any] = {}
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded checkpoint.
+
+        Raises:
+            InputError: see `load`; or its document space is not that of the contract.
+        """
+        with self._lock:
+            if self._checkpoint is None:
+                found = self._load()
+                if self._place:
+                    found.model = found.model.to(**self._place)
+                self._checkpoint = found
+            return self._checkpoint
+
+    def to(self, device: Any, dtype: Any) -> None:
+        """Move the weights to a device and dtype, now or when they are loaded."""
+        with self._lock:
+            self._place = {"device": device, "dtype": dtype}
+            if self._checkpoint is not None:
+                self._checkpoint.model = self._checkpoint.model.to(**self._place)
+
+
 @dataclass
 class Checkpoint:
     """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract.
 
-    `documents` is the checkpoint that embeds documents; None if this one does, as it does for all but query adapters.
+    `documents` is what embeds documents; None if this checkpoint does, as it does for all but query adapters.
     `source` is the name or path that it was loaded by.
     """
 
@@ -47,7 +87,7 @@ class Checkpoint:
     tokenizer: Any
     contract: Contract
     path: Path
-    documents: Checkpoint | None = None
+    documents: DocumentCheckpoint | None = None
     source: str = ""
 
 
@@ -92,7 +132,7 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
             checkpoint = _load_adapter(folder, record, dtype, merge)
         checkpoint.model.to(device).eval()
     if record is not None and checkpoint.contract.query_weights:
-        checkpoint.documents = _load_documents(folder, record, checkpoint.contract, dtype, device)
+        checkpoint.documents = _documents_of(folder, record, checkpoint.contract, dtype, device)
     checkpoint.source = str(name_or_path)
     return checkpoint
 
@@ -227,13 +267,22 @@ def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint
     return Checkpoint(record.get("name", folder.resolve().name), model, tokenizer, contract, folder)
 
 
-def _load_documents(folder: Path, record: dict[str, Any], contract: Contract, dtype: Any, device: Any) -> Checkpoint:
-    """The checkpoint that embeds the documents of the query adapter in `folder`."""
+def _documents_of(
+    folder: Path, record: dict[str, Any], contract: Contract, dtype: Any, device: Any
+) -> DocumentCheckpoint:
+    """What embeds the documents of the query adapter in `folder`; a base model without a contract is loaded at once."""
     place = find_documents(folder, record)
-    found = read_record(resolve(place))
+    documents_folder = resolve(place)
+    found = read_record(documents_folder)
     if found is not None and found["contract"].get("query_weights"):
         raise InputError(f"{folder / CONTRACT_FILE} names {place} for documents, itself a query adapter; it is damaged")
-    documents = load(place, dtype=dtype, device=device)
+    if found is None:
+        base = load(place, dtype=dtype, device=device)
+        documents = DocumentCheckpoint(base.name, base.source, base.contract, lambda: base)
+    else:
+        own = Contract.from_dict(found["contract"], str(documents_folder / CONTRACT_FILE))
+        name = found.get("name", documents_folder.resolve().name)
+        documents = DocumentCheckpoint(name, str(place), own, lambda: load(place, dtype=dtype, device=device))
     if documents.contract.document_space != contract.document_space:
         raise InputError(
             f"{folder.name} embeds queries for the document space {contract.document_space[:12]}, but {place} has "

@@ -6,6 +6,7 @@ The embedding is the L2-normalized final hidden state at `<|embed_token|>` (arXi
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -79,17 +80,33 @@ class SearchR3:
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         self.templates = templates_of(self.contract.prompts, self.tokenizer)
         self.engine: Engine = self.open_engine(self.engine_spec)
-        self._documents = None if checkpoint.documents is None else SearchR3(checkpoint.documents, engine)
+        self._documents: SearchR3 | None = None
+        self._documents_lock = threading.Lock()
+
+    @property
+    def is_query_adapter(self) -> bool:
+        """Whether another model embeds the documents."""
+        return self.checkpoint.documents is not None
 
     @property
     def documents(self) -> SearchR3:
-        """The model that embeds documents: itself, unless it is a query adapter."""
-        return self if self._documents is None else self._documents
+        """The model that embeds documents: itself, unless it is a query adapter, which loads it on first use."""
+        if self.checkpoint.documents is None:
+            return self
+        with self._documents_lock:
+            if self._documents is None:
+                self._documents = SearchR3(self.checkpoint.documents.checkpoint, self.engine_spec.name)
+            return self._documents
+
+    @property
+    def documents_contract(self) -> Contract:
+        """The contract of the model that embeds documents."""
+        return (self.checkpoint.documents or self.checkpoint).contract
 
     @property
     def document_spaces(self) -> tuple[str, ...]:
         """The document space of this model, and the contract that older indexes of this space name instead."""
-        return self.contract.document_space, self.documents.contract_hash
+        return self.contract.document_space, self.documents_contract.hash
 
     @classmethod
     def from_pretrained(
@@ -193,9 +210,9 @@ class SearchR3:
             self.tokenizer.save_pretrained(str(scratch))
             weights = checkpoints.weights_sha256(scratch)
             more: dict[str, Any] = {}
-            if self._documents is not None:
-                self._documents.save_pretrained(scratch / DOCUMENTS)
-                more["documents"] = {"name": self._documents.name, "source": DOCUMENTS}
+            if self.is_query_adapter:
+                self.documents.save_pretrained(scratch / DOCUMENTS)
+                more["documents"] = {"name": self.documents.name, "source": DOCUMENTS}
             checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights, **more)
             self.write_golden(scratch)
 

@@ -72,9 +72,7 @@ def longest_text(model: Any, reasoning_tokens: int = 0) -> int | None:
     Args:
         reasoning_tokens: tokens of reasoning that must fit, too, without the embed token.
     """
-    return min(
-        (room for one in (model, model.documents) if (room := _room(one, reasoning_tokens)) is not None), default=None
-    )
+    return _room(model, reasoning_tokens)  # what embeds a query adapter's documents has the same base and fewer prompts
 
 
 def check_room(model: Any, tokens: int, reasoning_tokens: int = 0, name: str = "max_tokens") -> None:

@@ -211,7 +211,8 @@ def adapt(
     checkpoint = checkpoints.load(model, dtype=torch.float32, merge=False)
     if checkpoint.contract.adapter_weights and not hasattr(checkpoint.model, "peft_config"):
         raise InputError(f"{model} is a merged model; give the adapter that it was made from")
-    of_documents, checkpoint.documents = checkpoint.documents or checkpoint, None
+    of_documents = checkpoint.documents or checkpoint
+    checkpoint.documents = None
     keys = np.array([document_key(name) for name in index.row_documents], dtype=np.int64)
     fixed = FixedDocuments(index.vector_ND, keys, (of_documents.name, of_documents.source))
     checkpoint.model.set_attn_implementation(resolve_attention(config.attention))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,21 @@ class TestTwoSides:
         assert model.contract.document_space == plain.contract.document_space
         assert model.contract_hash != plain.contract_hash
         assert model.document_spaces == (plain.contract.document_space, plain.contract_hash)
+
+    def test_what_embeds_documents_is_loaded_when_it_is_needed_and_once(
+        self, query_adapter: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = SearchR3.from_pretrained(query_adapter, device="cpu")
+        loaded, load = [], checkpoint.load
+        monkeypatch.setattr(checkpoint, "load", lambda name, **more: loaded.append(name) or load(name, **more))
+        model.encode_query(TEXTS)
+        assert model.document_spaces
+        assert model.documents_contract.document_space == model.contract.document_space
+        assert loaded == []
+        with ThreadPoolExecutor(4) as pool:
+            rows = list(pool.map(lambda _: model.encode_document(TEXTS[:1]), range(4)))
+        assert len(loaded) == 1
+        assert all(np.array_equal(row, rows[0]) for row in rows)
 
     def test_golden_vectors_come_out_again(self, model: SearchR3) -> None:
         distance = model.check_golden()

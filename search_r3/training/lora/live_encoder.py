@@ -60,7 +60,7 @@ class LiveEncoder:
             model = model.to(self._dtype_on(device)).eval().requires_grad_(False)
         now, documents = self.checkpoint, self.checkpoint.documents
         if documents is not None:
-            documents.model = documents.model.to(device=device, dtype=self._dtype_on(device))
+            documents.to(device=device, dtype=self._dtype_on(device))
         self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path, documents))
         return self._copy
 
@@ -101,7 +101,7 @@ def encode_rows(
         corpus: holds the documents' embeddings. If the encoder is a query adapter, whose documents do not change, they
             are read from it (unless it is sharded, where reading rows is a collective).
     """
-    if isinstance(corpus, LiveCorpus) and encoder.documents is not encoder:
+    if isinstance(corpus, LiveCorpus) and encoder.is_query_adapter:
         return corpus.vectors
 
     def encode(rows: np.ndarray) -> np.ndarray:
