@@ -49,7 +49,7 @@ Invalid input gives one line that starts with `error:`, and exit code 2.
 """
 
 GROUPS = {
-    "search": ("demo", "ask", "index", "search", "delete", "compact", "backup", "restore", "serve", "mcp"),
+    "search": ("demo", "ask", "index", "search", "delete", "compact", "backup", "restore", "serve", "encode", "mcp"),
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",
@@ -357,6 +357,8 @@ def described(hint: Any, titles: dict[type | None, str]) -> str:
         return f"list of {plural(described(inside[0], titles))}"
     if origin is dict:
         return f"mapping of {plural(described(inside[0], titles))} to {plural(described(inside[1], titles))}"
+    if hint not in titles and dataclasses.is_dataclass(hint):  # one that is not written in YAML
+        return f"`{hint.__name__}`"
     return f"[{titles[hint]}](#{slug(titles[hint])})" if hint in titles else WORDS[hint]
 
 

@@ -134,6 +134,14 @@ def tiny(tiny_model: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random cross-encoder that reads 48 tokens."""
+    from cross_encoders import save_cross_encoder
+
+    return save_cross_encoder(tmp_path_factory.mktemp("rerankers") / "tiny-cross-encoder")
+
+
+@pytest.fixture(scope="session")
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like `tiny_model`, with other weights: another checkpoint of the same shape."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "other-llama", seed=1)

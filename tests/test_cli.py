@@ -30,7 +30,19 @@ COMMANDS += [
     "data synthesize",
     "rollouts",
 ]
-COMMANDS += ["plot", "card", "index", "search", "evaluate", "tables", "models", "serve", "report", "data fresh"]
+COMMANDS += [
+    "plot",
+    "card",
+    "index",
+    "search",
+    "evaluate",
+    "tables",
+    "models",
+    "serve",
+    "encode",
+    "report",
+    "data fresh",
+]
 COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact", "adapt", "backup", "restore"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},

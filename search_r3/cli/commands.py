@@ -6,10 +6,8 @@ Heavy libraries are imported inside the commands that need them, so that `--help
 from __future__ import annotations
 
 import json
-import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,43 +18,32 @@ from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
 from search_r3.cli.data_read import data_read
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
+from search_r3.cli.encode import encode
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, mcp, pull, push
 from search_r3.cli.grouped_help import GroupedHelp
 from search_r3.cli.index import index
 from search_r3.cli.index_backup import backup, restore
-from search_r3.cli.index_maintenance import Index, compact, delete
+from search_r3.cli.index_maintenance import compact, delete
 from search_r3.cli.options import (
     AUTO,
-    EXIT_NOTHING_FOUND,
     SETTINGS,
-    Budget,
     Device,
     Dtype,
     DtypeOption,
     EngineOption,
-    HopsOption,
     Json,
     Model,
-    ReadOption,
-    Reasoning,
     ReasoningCommand,
-    ReasoningOption,
-    load,
     print_json,
     silence_transformers,
 )
-from search_r3.cli.process import let_idle_threads_sleep
 from search_r3.cli.report import report
 from search_r3.cli.rollouts import rollouts
+from search_r3.cli.search import search
 from search_r3.cli.serve import serve
 from search_r3.cli.study import study
 from search_r3.cli.train import plot, train_app
-from search_r3.cli.writer import WriterOption, refuse_both, write_reasoning
-from search_r3.rank_fusion import VECTOR_WEIGHT
-
-if TYPE_CHECKING:
-    from search_r3.model.searchr3 import SearchR3
 
 EXIT_DIFFERENT = 1
 """Exit code of `models --check`: the model does not reproduce its golden vectors."""
@@ -76,21 +63,6 @@ app = typer.Typer(
     cls=GroupedHelp,
     **SETTINGS,
 )
-
-
-class Mode(StrEnum):
-    """How an index is searched."""
-
-    hybrid = "hybrid"
-    vector = "vector"
-    text = "text"
-
-
-class TooLongQuery(StrEnum):
-    """What happens to a query that is over the limit."""
-
-    error = "error"
-    truncate = "truncate"
 
 
 @app.callback(invoke_without_command=True)
@@ -117,134 +89,6 @@ def demo(model: Model = None) -> None:
     from search_r3.demo import run_demo
 
     run_demo(model)
-
-
-def search(
-    index: Index,
-    query: Annotated[
-        str,
-        typer.Argument(
-            help='What to search for, in quotes; "-" reads it from standard input; put text that begins with a dash '
-            "after --."
-        ),
-    ],
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
-    mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
-    vector_weight: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Weight of the vectors in a hybrid search; the words get the rest."),
-    ] = VECTOR_WEIGHT,
-    where: Annotated[
-        str | None,
-        typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
-    ] = None,
-    reasoning: ReasoningOption = Reasoning.on,
-    budget: Budget = 32,
-    reasoning_text: Annotated[
-        str | None,
-        typer.Option(help="Your own reasoning about the query, which the model reads in place of its own."),
-    ] = None,
-    writer: WriterOption = None,
-    read: ReadOption = 0,
-    hops: HopsOption = 1,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of the query that are read, up to the model's context (512 by default)."),
-    ] = None,
-    too_long: Annotated[
-        TooLongQuery,
-        typer.Option(help="What happens to a longer query: error refuses it; truncate reads its first tokens."),
-    ] = TooLongQuery.truncate,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
-    ] = False,
-    chunks: Annotated[
-        bool, typer.Option("--chunks", help="List every chunk, not only the best one of each document.")
-    ] = False,
-    model: Annotated[str | None, typer.Option(help="The index's model, if its name is unknown here.")] = None,
-    device: Device = None,
-    dtype: DtypeOption = Dtype.auto,
-    engine: EngineOption = AUTO,
-    as_json: Json = False,
-) -> None:
-    """Search an index. Shows what the model read, its reasoning, then the results with their locations.
-
-    The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
-    Each result has the cosine of its meaning and the score of its words (BM25). Exit code 1 means that nothing was
-    found.
-
-    \b
-    Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
-    Next:     compare with --no-reasoning and with --mode text
-    """
-    silence_transformers()
-    let_idle_threads_sleep()
-    from search_r3.index.index_handle import damage_explained
-    from search_r3.index.results.terminal_page import print_result
-    from search_r3.index.run_search import check_given, check_where
-    from search_r3.index.search_index import SearchIndex
-    from search_r3.model.model_info import model_of_index
-
-    opened = SearchIndex.open_snapshot(index)
-    with damage_explained(index):  # before a model is loaded
-        check_where(opened, where)
-        refuse_both(writer, reasoning_text)
-        check_given(writer or reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
-        if mode is not Mode.vector:
-            opened.backend.check_text()
-    if query == "-":
-        query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-    loaded = None
-    if mode is not Mode.text:
-        name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
-        loaded = load(name, device, dtype, engine)
-    reader = None if loaded is None else limit_queries(loaded, max_tokens, too_long, budget)
-    cost: dict[str, Any] | None = None
-    if writer is not None:
-        (reasoning_text,), cost = write_reasoning(writer, [query], device, dtype)
-    with damage_explained(index):
-        result = opened.search(
-            query,
-            reader,
-            k=k,
-            mode=mode.value,
-            reasoning=reasoning.chosen(loaded),
-            max_reasoning_tokens=budget,
-            reasoning_text=reasoning_text,
-            where=where,
-            exact=exact,
-            chunks=chunks,
-            vector_weight=vector_weight,
-            read=read,
-            hops=hops,
-            explained=not as_json,
-        )
-    if not opened.complete:
-        print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
-    if reader is not None and reader.truncated:
-        print(f"warning: the query is long; only its first {reader.tokens:,} tokens were read", file=sys.stderr)
-    if as_json:
-        more: dict[str, Any] = {} if cost is None else {"writer": cost}
-        if reader is not None:
-            more["usage"] = {"prompt_tokens": reader.tokens, "truncated_texts": int(reader.truncated)}
-        print_json(result.to_dict() | more)
-    else:
-        print_result(result, find_file=opened.find_file, filtered=bool(where and where.strip()))
-        if not result.hits:
-            raise typer.Exit(EXIT_NOTHING_FOUND)
-
-
-def limit_queries(model: SearchR3, max_tokens: int | None, too_long: TooLongQuery, budget: int) -> Any:
-    """The model, as a search uses it, whose queries are read within the limit (`LimitedQueries`).
-
-    Raises:
-        InputError: `max_tokens` is more than the model's context leaves.
-    """
-    from search_r3.model.text_limit import LimitedQueries, TextLimit, check_room
-
-    if max_tokens is not None:
-        check_room(model, max_tokens, budget, "--max-tokens")
-    return LimitedQueries(model, TextLimit.of(max_tokens, too_long.value))
 
 
 def card(
@@ -316,7 +160,7 @@ app.add_typer(data_app, name="data")
 for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
                            ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
-COMMANDS = (adapt, ask, plot, study, serve, report, rollouts, export, push, pull, mcp, demo, index, delete, compact,
-            backup, restore, search, evaluate, tables, card, models)  # fmt: skip
+COMMANDS = (adapt, ask, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index, delete,
+            compact, backup, restore, search, evaluate, tables, card, models)  # fmt: skip
 for command in COMMANDS:
     app.command(cls=ReasoningCommand if command in (ask, mcp, search) else None)(command)

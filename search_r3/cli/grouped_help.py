@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Search": ("demo", "ask", "index", "search", "serve", "mcp", "delete", "compact", "backup", "restore"),
+    "Search": ("demo", "ask", "index", "search", "serve", "encode", "mcp", "delete", "compact", "backup", "restore"),
     "Evaluate": ("evaluate", "study", "rollouts", "report", "tables"),
     "Train": ("data", "train", "adapt", "plot", "card"),
     "Models": ("models", "export", "push", "pull"),

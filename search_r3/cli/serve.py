@@ -31,6 +31,7 @@ from search_r3.errors import InputError
 from search_r3.optional import optional_imports
 
 if TYPE_CHECKING:
+    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
     from search_r3.server.service import Loaded
 
 KEY_VARIABLE = "SEARCH_R3_API_KEY"
@@ -74,6 +75,14 @@ def serve(
         ),
     ] = None,
     model: Model = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A sentence-transformers CrossEncoder for /v1/rerank, and for searches that ask for it: a folder "
+            "or hub id. Without it, /v1/rerank compares embeddings.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all networks, so set API keys then.")
     ] = "127.0.0.1",
@@ -100,8 +109,13 @@ def serve(
         typer.Option(
             readable=False,
             callback=expand_home,
-            help=f"File with one key per line; the variable {KEY_VARIABLE} adds others.",
+            help="File with one key per line, perhaps followed by `read` (no changes) and a rate such as 60/minute; "
+            f"the variable {KEY_VARIABLE} adds others.",
         ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="The origin of a page that may use it, as in https://app.example.org. Repeatable."),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Let clients add documents to the index.")] = False,
     max_items: Annotated[int, typer.Option(min=1, help="Most texts per request.")] = 2048,
@@ -183,6 +197,7 @@ def serve(
         return ServerConfig(
             api_keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
             writable=writable,
+            cors_origins=tuple(cors_origin or ()),
             root_path=root_path,
             max_tokens=max_tokens,
             too_long=too_long.value,
@@ -200,7 +215,7 @@ def serve(
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
 
     def start() -> Loaded:
-        loaded = Loaded.of(load(name, device, dtype, engine), opened)
+        loaded = Loaded.of(load(name, device, dtype, engine), opened, load_reranker(reranker, device))
         collect_garbage_as_usual()
         return loaded
 
@@ -225,6 +240,15 @@ def serve(
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:
         raise typer.Exit(1)
+
+
+def load_reranker(name: str | None, device: str | None) -> CrossEncoderReranker | None:
+    """The cross-encoder of `--reranker`, if there is one. Raises InputError if it cannot be loaded."""
+    if name is None:
+        return None
+    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
+
+    return CrossEncoderReranker(name, device)
 
 
 def print_addresses(url: str, model: str, index: str | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 
@@ -141,6 +141,13 @@ class SearchResult:
     timings: Timings
     read: list[ReadPassage] = field(default_factory=list)
     explanation: Explanation | None = None
+
+    def chosen(self, positions: Sequence[int]) -> SearchResult:
+        """The result with the hits at these positions only, in this order, and their explanations."""
+        explanation = self.explanation
+        if explanation is not None:
+            explanation = replace(explanation, hits=[explanation.hits[i] for i in positions])
+        return replace(self, hits=[self.hits[i] for i in positions], explanation=explanation)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; without an explanation if there is none."""

@@ -1,6 +1,7 @@
-"""SearchR3 as Haystack 2 components: `SearchR3TextEmbedder` for queries, `SearchR3DocumentEmbedder` for documents.
+"""SearchR3 as Haystack components: `SearchR3TextEmbedder` for queries, `SearchR3DocumentEmbedder` for documents, and
+`SearchR3Ranker`, which puts documents in a better order.
 
-Both can be serialized to a pipeline's YAML, so their arguments are plain values; `warm_up` loads the model.
+All can be serialized to a pipeline's YAML, so their arguments are plain values; `warm_up` loads the model.
 """
 
 # No "from __future__ import annotations" here: Haystack reads the annotations of `run` as objects.
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from search_r3.errors import InputError
+from search_r3.integrations.document_ranker import DocumentRanker
 from search_r3.integrations.framework_encoder import MAX_NAMED, EncodingConfig, TextEncoder
 from search_r3.optional import optional_imports
 
@@ -143,8 +145,79 @@ class SearchR3DocumentEmbedder(_Embedder):
         return {"documents": embedded, "meta": _meta(self.encoder)}
 
     def _text(self, document: Document) -> str:
-        fields = [document.meta.get(name) for name in self.meta_fields_to_embed]
-        return self.embedding_separator.join([str(f) for f in fields if f is not None] + [document.content or ""])
+        return _text_of(document, self.meta_fields_to_embed, self.embedding_separator)
+
+
+@component
+class SearchR3Ranker:
+    """Puts documents in a better order for a query, by a cross-encoder or by embeddings.
+
+    Args:
+        reranker: a sentence-transformers CrossEncoder, by folder or hub id; None compares the embeddings of `model`.
+        top_k: number of documents to return; None returns all.
+        model: for embeddings: a name, a folder or a hub id; "" is the package's default adapter.
+        reasoning, max_reasoning_tokens: for embeddings: see
+            `search_r3.integrations.framework_encoder.EncodingConfig`.
+        meta_fields_to_embed: fields of `meta` prepended to the content, such as "title".
+        embedding_separator: their separator.
+        device: "cpu", "cuda", ...; None uses a GPU if there is one.
+
+    Raises:
+        InputError: a setting is invalid.
+    """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = (
+        "reranker", "top_k", "model", "reasoning", "max_reasoning_tokens", "meta_fields_to_embed",
+        "embedding_separator", "device",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reranker: str | None = None,
+        top_k: int | None = None,
+        model: str = "",
+        reasoning: bool = True,
+        max_reasoning_tokens: int = 32,
+        meta_fields_to_embed: list[str] | None = None,
+        embedding_separator: str = " ",
+        device: str | None = None,
+    ) -> None:
+        self.reranker, self.top_k, self.model = reranker, top_k, str(model)
+        self.reasoning, self.max_reasoning_tokens, self.device = reasoning, max_reasoning_tokens, device
+        self.meta_fields_to_embed = list(meta_fields_to_embed or [])
+        self.embedding_separator = embedding_separator
+        self.ranker = DocumentRanker(
+            reranker, self.model, reasoning=reasoning, max_reasoning_tokens=max_reasoning_tokens, device=device
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The component's init parameters, for a pipeline's YAML."""
+        return default_to_dict(self, **{name: getattr(self, name) for name in self.SETTINGS})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Load the model. Raises InputError if it does not exist, or is no cross-encoder."""
+        _ = self.ranker.reranker if self.reranker is not None else self.ranker.encoder.model
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, Any]:
+        """Copies of the best documents, best first; `score` is the relevance, 0 to 1. The originals are unchanged.
+
+        Raises:
+            InputError: the query has no visible character, or `top_k` is below 1.
+        """
+        texts = [_text_of(document, self.meta_fields_to_embed, self.embedding_separator) for document in documents]
+        ranked = self.ranker.rank(query, texts, self.top_k if top_k is None else top_k)
+        return {"documents": [replace(documents[i], score=relevance) for i, relevance in ranked]}
+
+
+def _text_of(document: Document, fields: list[str], separator: str) -> str:
+    values = [document.meta.get(name) for name in fields]
+    return separator.join([str(value) for value in values if value is not None] + [document.content or ""])
 
 
 def _meta(encoder: TextEncoder) -> dict[str, Any]:

@@ -1,21 +1,24 @@
-"""SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` for a Search-R3 index.
+"""SearchR3 for LangChain: `SearchR3Embeddings` for any vector store, `SearchR3Retriever` for a Search-R3 index, and
+`SearchR3Reranker` for documents that any retriever found.
 
-Both pass `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
+The first two pass `langchain-tests`' standard suites (https://docs.langchain.com/oss/python/contributing/standard-tests-langchain).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from search_r3.integrations.document_ranker import DocumentRanker
 from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, name_and_model
 from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.optional import optional_imports
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 with optional_imports("langchain", "the LangChain adapter"):
-    from langchain_core.callbacks import CallbackManagerForRetrieverRun
-    from langchain_core.documents import Document
+    from langchain_core.callbacks import CallbackManagerForRetrieverRun, Callbacks
+    from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.embeddings import Embeddings
     from langchain_core.retrievers import BaseRetriever
     from pydantic import ConfigDict, PrivateAttr
@@ -140,6 +143,54 @@ class SearchR3Retriever(BaseRetriever):
             where=self.where if where is None else where,
         )
         return [Document(page_content=hit.text, id=hit.id, metadata=_metadata(hit)) for hit in result.hits]
+
+
+class SearchR3Reranker(BaseDocumentCompressor):
+    """Puts retrieved documents in a better order, for LangChain's `ContextualCompressionRetriever` or by itself.
+
+    A document's `metadata` gets `relevance_score`, 0 to 1; the documents that were given stay as they are.
+
+    Example:
+        >>> reranker = SearchR3Reranker(reranker="cross-encoder/ms-marco-MiniLM-L6-v2", top_n=3)  # doctest: +SKIP
+        >>> reranker.compress_documents(documents, "how do I delete a folder")
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    reranker: Any = None
+    """A sentence-transformers CrossEncoder, by folder or hub id; None compares the embeddings of `model`."""
+    top_n: int | None = None
+    """Number of documents to return; None returns all."""
+    model: Any = None
+    """For embeddings: a name, a folder, a hub id or a loaded SearchR3; None is the package's default adapter."""
+    reasoning: bool = True
+    """For embeddings: whether the model reasons about the query first."""
+    max_reasoning_tokens: int = 32
+    """Maximum number of reasoning tokens."""
+    device: str | None = None
+    """ "cpu", "cuda", ...; None uses a GPU if there is one."""
+
+    _ranker: DocumentRanker = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Raises InputError for an invalid setting. Models are loaded at first use."""
+        self._ranker = DocumentRanker(
+            self.reranker,
+            self.model,
+            reasoning=self.reasoning,
+            max_reasoning_tokens=self.max_reasoning_tokens,
+            device=self.device,
+        )
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """The best `top_n` documents, best first. Raises InputError for a query without a visible character."""
+        ranked = self._ranker.rank(query, [document.page_content for document in documents], self.top_n)
+        return [
+            documents[i].model_copy(update={"metadata": {**documents[i].metadata, "relevance_score": relevance}})
+            for i, relevance in ranked
+        ]
 
 
 def _metadata(hit: Any) -> dict[str, Any]:

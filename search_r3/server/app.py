@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
@@ -29,7 +30,7 @@ from search_r3.server.openapi import custom_openapi
 from search_r3.server.parsing import validation_error
 from search_r3.server.request_body import ClientDisconnected
 from search_r3.server.request_identity import RequestIdentity
-from search_r3.server.routes import docs_page, documents, embeddings, health, models, search, web_page
+from search_r3.server.routes import docs_page, documents, embeddings, health, models, rerank, search, tei, web_page
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
 
@@ -57,10 +58,10 @@ def create_app(
         yield
         await asyncio.to_thread(service.close, service.config.grace)
 
-    routers = [embeddings.router, search.router, models.router, documents.router]
+    routers = [embeddings.router, search.router, rerank.router, rerank.v2_router, models.router, documents.router]
     if config.writable:
         routers.append(documents.changes_router)
-    routers += [health.router, docs_page.router, web_page.router]
+    routers += [tei.router, health.router, docs_page.router, web_page.router]
     app = FastAPI(
         title="Search-R3",
         description="Embeddings as OpenAI's clients ask for them, and search that reasons before it embeds.",
@@ -78,6 +79,14 @@ def create_app(
     app.add_exception_handler(InputError, _input_error)
     app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(ClientDisconnected, lambda *_: Response(status_code=CLIENT_CLOSED_REQUEST))
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "traceparent"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
     app.add_middleware(ObservabilityMiddleware, service=service)
     return app
 

@@ -55,7 +55,10 @@ class Metrics:
             "search_r3_request_seconds", "From a request's first byte to its last.", ["route"], buckets=SECONDS, **new
         )
         self.tokens = Counter(
-            "search_r3_tokens", "Tokens: prompt (users' texts), reasoning (generated).", ["kind"], **new
+            "search_r3_tokens",
+            "Tokens: prompt (users' texts), reasoning (generated), reranked (pairs of query and document).",
+            ["kind"],
+            **new,
         )
         self.batch_texts = Histogram(
             "search_r3_batch_texts", "Texts in one pass of the model.", ["kind"], buckets=SIZES, **new

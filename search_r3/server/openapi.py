@@ -19,15 +19,21 @@ from search_r3 import __version__
 from search_r3.model.text_limit import TextLimit
 from search_r3.model.tokenization import special_ids
 from search_r3.server import response_schemas, schemas
+from search_r3.server.keys import Keys
 from search_r3.server.routing import SCHEMAS, error_response
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded
 from search_r3.server.where_filter import filter_pattern
 
+OPEN = ("/health", "/readyz", "/livez", "/metrics")
+"""Paths that need no key."""
 READ_BY_HANDLERS: tuple[tuple[type[BaseModel], JsonSchemaMode], ...] = (
     (schemas.DocumentEmbeddings, "validation"),
     (schemas.QueryEmbeddings, "validation"),
     (schemas.SearchRequest, "validation"),
+    (schemas.RerankRequest, "validation"),
+    (schemas.TeiEmbedRequest, "validation"),
+    (schemas.TeiRerankRequest, "validation"),
     (schemas.DocumentsRequest, "validation"),
     (response_schemas.Error, "serialization"),
     (response_schemas.Event, "serialization"),
@@ -54,11 +60,21 @@ def custom_openapi(app: FastAPI) -> dict[str, Any]:
                 del paths[path]
     if config.api_keys:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for operations in (paths[path] for path in paths if path.startswith("/v1/")):
+        for operations in (paths[path] for path in paths if path not in OPEN):
             for operation in operations.values():
                 operation["security"] = [{"key": []}]
                 operation["responses"]["401"] = error_response(401)
+        _add_limits_of_keys(paths, Keys(config.api_keys))
     return described
+
+
+def _add_limits_of_keys(paths: dict[str, Any], keys: Keys) -> None:
+    for path, operations in paths.items():
+        for verb, operation in operations.items():
+            if keys.limited and path not in OPEN:
+                operation["responses"]["429"] = error_response(429)
+            if keys.read_only and path.startswith("/v1/documents") and verb != "get":
+                operation["responses"]["403"] = error_response(403)
 
 
 def _described_by_fastapi(app: FastAPI) -> dict[str, Any]:
@@ -77,7 +93,7 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
     """Additions to the schemas of types that `schemas` names."""
     many = {"maxItems": config.max_items}
     limits: dict[str, dict[str, Any]] = dict.fromkeys(
-        ("Texts", "QueryTexts", "ReasoningTexts", "TokenLists", "NewDocuments"), many
+        ("Texts", "QueryTexts", "ReasoningTexts", "TokenLists", "NewDocuments", "RerankDocuments"), many
     )
     limits["Reasoning"] = _reasoning(config, loaded)
     limits["TruncateTokens"] = {"maximum": TextLimit.of(config.max_tokens).tokens}
@@ -85,6 +101,9 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
         return limits
     if not loaded.reading:
         limits["Read"] = {"maximum": 0}
+    if loaded.reranker is None:
+        limits["Rerank"] = {"maximum": 0}
+    limits["RerankModelName"] = {"const": loaded.reranker_name}
     special = special_ids(loaded.model.tokenizer)
     usable = [token for token in range(len(loaded.model.tokenizer)) if token not in special]
     limits["TokenId"] = {"minimum": usable[0], "maximum": usable[-1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from search_r3.index.run_search import MAX_HOPS
 
@@ -24,6 +24,13 @@ def _like(example: dict[str, Any]) -> ConfigDict:
 
 
 Count = Annotated[int, Field(ge=0)]
+RerankerKind = Annotated[
+    Literal["cross-encoder", "embeddings"],
+    Field(
+        description="what reranks: a model that reads query and document together, or, if the server has none, the "
+        "cosine of this model's embeddings"
+    ),
+]
 
 
 class ErrorDetail(Answer):
@@ -70,7 +77,7 @@ class Alive(Answer):
 
 _MODEL = {"id": _NAME, "object": "model", "created": 0, "owned_by": "search-r3", "dimension": 576,
           "dimensions": [576], "contract_hash": "9f2c4e", "adaptive": False, "latent": False,
-          "reading": 0}  # fmt: skip
+          "reading": 0, "reranker": "ms-marco-MiniLM-L6-v2", "reranker_kind": "cross-encoder"}  # fmt: skip
 
 
 class Model(Answer):
@@ -90,6 +97,8 @@ class Model(Answer):
     reading: Annotated[
         Count, Field(description="how many passages the model was trained to read in a search; 0: it cannot read")
     ]
+    reranker: Annotated[str, Field(description="the model of /v1/rerank")]
+    reranker_kind: RerankerKind
 
 
 class Models(Answer):
@@ -117,7 +126,10 @@ class EmbeddingsUsage(Usage):
 class Embedding(Answer):
     object: Literal["embedding"]
     index: Count
-    embedding: list[float] | Annotated[str, Field(description="base64 of float32, little-endian")]
+    embedding: Annotated[
+        list[float] | Annotated[str, Field(description="base64 of float32, little-endian")],
+        Field(description="with `binary` and `ubinary`, an eighth as many whole numbers"),
+    ]
 
 
 class Embeddings(Answer):
@@ -140,6 +152,86 @@ class Embeddings(Answer):
     data: list[Embedding]
     model: str
     usage: EmbeddingsUsage
+
+
+class Reranked(Answer):
+    index: Annotated[Count, Field(description="the document's place in the request, from 0")]
+    relevance_score: Annotated[
+        float, Field(ge=0, le=1, description="higher is better; comparable only within one model")
+    ]
+    document: Annotated[dict[str, Any] | None, Field(description="with `return_documents`: its text and fields")] = None
+
+
+class Reranking(Answer):
+    model_config = _like(
+        {
+            "object": "list",
+            "model": "ms-marco-MiniLM-L6-v2",
+            "kind": "cross-encoder",
+            "results": [{"index": 1, "relevance_score": 0.93}, {"index": 0, "relevance_score": 0.02}],
+            "usage": {"prompt_tokens": 24, "completion_tokens": 0, "total_tokens": 24},
+        }
+    )
+
+    object: Literal["list"]
+    model: str
+    kind: RerankerKind
+    results: Annotated[list[Reranked], Field(description="best first")]
+    usage: Usage
+
+
+class TeiEmbeddings(RootModel[list[list[float]]]):
+    """One unit vector for each text."""
+
+    model_config = ConfigDict(json_schema_extra={"example": [[0.021, -0.043, 0.008]]})
+
+
+class TeiRank(Answer):
+    index: Count
+    score: float
+    text: str | None = None
+
+
+class TeiRanks(RootModel[list[TeiRank]]):
+    """The texts, best first."""
+
+    model_config = ConfigDict(json_schema_extra={"example": [{"index": 1, "score": 0.93}, {"index": 0, "score": 0.02}]})
+
+
+class TeiInfo(Answer):
+    """What a client of Text Embeddings Inference asks for first."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        protected_namespaces=(),
+        json_schema_extra={
+            "example": {
+                "model_id": _NAME,
+                "model_sha": None,
+                "model_dtype": "float32",
+                "model_type": {"embedding": {"pooling": "last_token"}},
+                "max_concurrent_requests": 256,
+                "max_input_length": 512,
+                "max_batch_tokens": 300_000,
+                "max_client_batch_size": 2048,
+                "auto_truncate": True,
+                "version": "0.1.0",
+                "reranker_id": "ms-marco-MiniLM-L6-v2",
+            }
+        },
+    )
+
+    model_id: str
+    model_sha: None
+    model_dtype: str
+    model_type: dict[str, dict[str, str]]
+    max_concurrent_requests: Count
+    max_input_length: Annotated[Count, Field(description="tokens that are read of one text")]
+    max_batch_tokens: Annotated[Count, Field(description="tokens of one request")]
+    max_client_batch_size: Annotated[Count, Field(description="texts of one request")]
+    auto_truncate: Annotated[bool, Field(description="whether longer texts are truncated unless a request says so")]
+    version: str
+    reranker_id: Annotated[str, Field(description="what /rerank uses")]
 
 
 class Hit(Answer):

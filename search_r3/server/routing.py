@@ -22,6 +22,7 @@ SCHEMAS = "#/components/schemas/"
 STATUSES = {
     400: "The request is invalid; `param` says where.",
     401: "Missing or unknown API key.",
+    403: "The API key may only read.",
     404: "There is no such model or document, or no index.",
     408: "The body did not arrive in time.",
     409: "It conflicts with the index, or another process is writing to it.",
@@ -45,9 +46,19 @@ async def _check_key(request: Request) -> None:
     service_of(request).keys.check(request.headers.get("authorization"))
 
 
+async def _check_writing_key(request: Request) -> None:
+    service_of(request).keys.check(request.headers.get("authorization"), write=True)
+
+
 def v1_router() -> APIRouter:
     """A router for routes below /v1, which need an API key if the server has any."""
-    return APIRouter(prefix="/v1", dependencies=[Depends(_check_key)])
+    return keyed_router("/v1")
+
+
+def keyed_router(prefix: str, *, write: bool = False) -> APIRouter:
+    """A router for routes below `prefix`, which need an API key if the server has any; with `write`, one that may
+    change the index."""
+    return APIRouter(prefix=prefix, dependencies=[Depends(_check_writing_key if write else _check_key)])
 
 
 def get(router: APIRouter, path: str, **options: Any) -> Callable[[Any], Any]:

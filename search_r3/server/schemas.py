@@ -109,6 +109,8 @@ Reasoning = TypeAliasType(
 ReasoningText = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 ReasoningTexts = TypeAliasType("ReasoningTexts", Annotated[list[ReasoningText], Field(min_length=1, fail_fast=True)])
 TruncateTokens = TypeAliasType("TruncateTokens", Annotated[int, Field(ge=1)])
+RerankModelName = TypeAliasType("RerankModelName", str)
+Rerank = TypeAliasType("Rerank", Annotated[int, Field(ge=0, le=MAX_HITS)])
 Read = TypeAliasType("Read", Annotated[int, Field(ge=0, le=MAX_PASSAGES)])
 Text = Annotated[str, Field(pattern=VISIBLE)]
 QueryText = Annotated[str, Field(pattern=VISIBLE, max_length=MAX_CHARACTERS)]
@@ -138,7 +140,14 @@ QueryTooLong = Annotated[
 
 class _EmbeddingRequest(Strict):
     model: ModelName
-    encoding_format: Literal["float", "base64"] | None = "float"
+    encoding_format: Annotated[
+        Literal["float", "base64", "binary", "ubinary"] | None,
+        _in_one_line('expected "float", "base64", "binary" or "ubinary"'),
+        Field(
+            description="base64 of float32, or the signs of the values, 8 in a number: as sentence-transformers' "
+            "quantize_embeddings, in int8 (binary) or uint8 (ubinary)"
+        ),
+    ] = "float"
     dimensions: Dimensions | None = None
     truncate: Annotated[
         bool | None,
@@ -241,6 +250,13 @@ class SearchRequest(Strict):
         int,
         Field(ge=1, le=MAX_HOPS, description="with `read`: 2 reads, searches, and reads again before the last search"),
     ] = 1
+    rerank: Annotated[
+        Rerank,
+        Field(
+            description="let the cross-encoder read the first so many hits, and return its `k` best; `score` is then "
+            "its relevance. It cannot be less than `k`; 0 is off"
+        ),
+    ] = 0
     where: Annotated[Filter | None, Field(description="a condition on columns, as in title = 'Guide'")] = None
     too_long: QueryTooLong = None
     explain: Annotated[
@@ -251,6 +267,102 @@ class SearchRequest(Strict):
         ),
     ] = False
     stream: Annotated[bool, Field(description="server-sent events")] = False
+
+
+class RerankDocument(BaseModel):
+    """A document as an object; further fields are returned with it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    text: Text
+
+
+def _form_of_document(value: Any) -> str | None:
+    return "[text]" if isinstance(value, str) else "[object]" if isinstance(value, dict | RerankDocument) else None
+
+
+RerankDocuments = TypeAliasType(
+    "RerankDocuments",
+    Annotated[
+        list[
+            Annotated[
+                Annotated[Text, Tag("[text]")] | Annotated[RerankDocument, Tag("[object]")],
+                Discriminator(
+                    _form_of_document,
+                    custom_error_type="document_form",
+                    custom_error_message='expected a text, or an object with the field "text"',
+                ),
+            ]
+        ],
+        Field(min_length=1, fail_fast=True),
+    ],
+)
+
+
+class RerankRequest(Strict):
+    """POST /v1/rerank, as Cohere's and Jina's."""
+
+    model: Annotated[RerankModelName | None, Field(description="the `reranker` of /v1/models; may be omitted")] = None
+    query: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_QUERY_CHARACTERS)]
+    documents: Annotated[RerankDocuments, Field(description="texts, or objects with a text, to put in order")]
+    top_n: Annotated[int | None, Field(ge=1, description="return only so many; by default all")] = None
+    return_documents: Annotated[bool | None, Field(description="return the documents too")] = False
+    max_tokens_per_doc: Annotated[
+        int | None, Field(ge=1, description="read only so many tokens of each document, if the model reads more")
+    ] = None
+
+
+def _form_of_texts(value: Any) -> str | None:
+    return "[text]" if isinstance(value, str) else "[texts]" if isinstance(value, list) else None
+
+
+class TeiEmbedRequest(Strict):
+    """POST /embed, as of Text Embeddings Inference."""
+
+    inputs: Annotated[
+        Annotated[Text, AfterValidator(_alone), Tag("[text]")] | Annotated[Texts, Tag("[texts]")],
+        Discriminator(
+            _form_of_texts, custom_error_type="input_form", custom_error_message="expected a text, or a list of texts"
+        ),
+        Field(description="a text or texts; the answer is a list of vectors in any case"),
+    ]
+    normalize: Annotated[
+        Literal[True] | None,
+        _in_one_line("expected true: the embeddings of this model are unit vectors; omit it, or send true"),
+        Field(description="the embeddings are unit vectors in any case"),
+    ] = True
+    prompt_name: Annotated[
+        Literal["query", "document"] | None,
+        _in_one_line('expected "query" or "document"'),
+        Field(description="by default the texts are documents; queries are embedded without reasoning here"),
+    ] = None
+    truncate: Annotated[
+        bool | None, Field(description="true truncates longer texts, false refuses them; by default as it was started")
+    ] = None
+    truncation_direction: Annotated[
+        Literal["left", "right", "Left", "Right"] | None,
+        _in_one_line('expected "left" or "right"'),
+        Field(description="right keeps the first tokens of a longer text, left its last ones"),
+    ] = None
+    dimensions: Dimensions | None = None
+    encoding_format: Annotated[Literal["float"] | None, _in_one_line('expected "float"')] = None
+
+
+class TeiRerankRequest(Strict):
+    """POST /rerank, as of Text Embeddings Inference."""
+
+    query: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_QUERY_CHARACTERS)]
+    texts: Texts
+    raw_scores: Annotated[
+        bool | None, Field(description="a cross-encoder's logits, or cosines, rather than 0 to 1")
+    ] = False
+    return_text: Annotated[bool | None, Field(description="return the texts too")] = False
+    truncate: Annotated[
+        bool | None, Field(description="true truncates longer texts, false refuses them; by default as it was started")
+    ] = None
+    truncation_direction: Annotated[
+        Literal["right", "Right"] | None, _in_one_line('expected "right": a pair is truncated at its end')
+    ] = None
 
 
 Scalar = Annotated[
@@ -288,6 +400,9 @@ class DocumentsRequest(Strict):
 
 EMBEDDINGS: TypeAdapter[DocumentEmbeddings | QueryEmbeddings] = TypeAdapter(EmbeddingRequest)
 SEARCH = TypeAdapter(SearchRequest)
+RERANK = TypeAdapter(RerankRequest)
+TEI_EMBED = TypeAdapter(TeiEmbedRequest)
+TEI_RERANK = TypeAdapter(TeiRerankRequest)
 DOCUMENTS = TypeAdapter(DocumentsRequest)
 
 

@@ -9,12 +9,14 @@ from typing import Literal, get_args
 
 from search_r3.errors import InputError
 from search_r3.model.text_limit import TooLong
+from search_r3.server.keys import ApiKey
 
 Batching = Literal["continuous", "static"]
 COUNTS = (
     "max_items", "max_tokens", "max_request_tokens", "max_body", "max_bodies", "queue", "slots", "shared_tokens",
     "batch_texts", "batch_tokens", "search_threads", "add_threads",
 )  # fmt: skip
+ORIGIN = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
@@ -22,8 +24,11 @@ ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 class ServerConfig:
     """The settings of one server; `search-r3 serve --help` has an option for most."""
 
-    api_keys: tuple[str, ...] = ()
-    """Keys that clients of /v1 must send (`Authorization: Bearer KEY`); if empty, no key is needed."""
+    api_keys: tuple[str | ApiKey, ...] = ()
+    """Keys that clients must send (`Authorization: Bearer KEY`); if empty, no key is needed. One given as a string may
+    do everything."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of pages that may use it from a browser, such as "https://app.example.org"; by default none."""
     writable: bool = False
     """Whether clients may add and delete documents."""
     root_path: str = ""
@@ -93,15 +98,24 @@ class ServerConfig:
                 "expected the first to be at most the second, and that at most 4,096"
             )
         self._check_root_path()
+        self._check_access()
+
+    def _check_access(self) -> None:
         for key in self.api_keys:
-            if not key or not key.isascii() or any(c.isspace() or not c.isprintable() for c in key):
-                raise InputError("an API key is empty or has spaces or characters beyond ASCII; give printable ones")
+            if isinstance(key, str):
+                ApiKey(key)  # raises if it is none
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"{origin!r} is no origin that can be allowed; name each, such as https://app.example.org, with a "
+                    "port if it has one, and without a path"
+                )
 
     def _check_root_path(self) -> None:
-        if self.root_path and (not ROOT_PATH.fullmatch(self.root_path) or self.root_path.split("/")[1] == "v1"):
+        if self.root_path and (not ROOT_PATH.fullmatch(self.root_path) or self.root_path.split("/")[1] in ("v1", "v2")):
             raise InputError(
                 f"root_path is {self.root_path!r}; expected a prefix such as /search, without a slash at its end, and "
-                "other than /v1, where the routes of the server itself begin"
+                "other than /v1 and /v2, where the routes of the server itself begin"
             )
 
 

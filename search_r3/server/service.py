@@ -23,6 +23,7 @@ from search_r3.model.reading import has_reading
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS
 from search_r3.model.searchr3 import SearchR3
 from search_r3.model.text_limit import TextLimit, TooLong, check_room
+from search_r3.rerankers.base import Reranker
 from search_r3.server.batching.batcher import Batcher
 from search_r3.server.batching.continuous import ContinuousBatcher
 from search_r3.server.batching.query_cache import QueryCache
@@ -49,16 +50,22 @@ MAX_RETRY = 60  # seconds; maximum of Retry-After
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is served: a model, perhaps an index, the sizes that embeddings may have (`dimensions`), and whether
-    reasoning may be "auto" (`adaptive`)."""
+    """What is served: a model, perhaps an index, the sizes that embeddings may have (`dimensions`), whether reasoning
+    may be "auto" (`adaptive`), and perhaps a cross-encoder; without one, the model's embeddings rerank."""
 
     model: SearchR3
     index: IndexHandle | None
     dimensions: tuple[int, ...]
     adaptive: bool
+    reranker: Reranker | None = None
 
     @classmethod
-    def of(cls, model: SearchR3, index: SearchIndex | IndexHandle | None = None) -> Loaded:
+    def of(
+        cls,
+        model: SearchR3,
+        index: SearchIndex | IndexHandle | None = None,
+        reranker: Reranker | None = None,
+    ) -> Loaded:
         """Read the sizes that the checkpoint was trained for, and open the index so that its changes are followed.
 
         Raises:
@@ -70,7 +77,7 @@ class Loaded:
         record = read_record(model.checkpoint.path) or {}
         smaller = {int(size) for size in record.get("dimensions", []) if 0 < int(size) < model.dimension}
         adaptive = handle is not None and model.adaptive_rule is not None
-        return cls(model, handle, (*sorted(smaller), model.dimension), adaptive)
+        return cls(model, handle, (*sorted(smaller), model.dimension), adaptive, reranker)
 
     @property
     def latent(self) -> bool:
@@ -82,11 +89,25 @@ class Loaded:
         """The number of passages that the model was trained to read with a query; 0 if it cannot read."""
         return self.model.reading.passages if self.model.reading is not None else 0
 
+    @property
+    def reranker_name(self) -> str:
+        """The name of the model that reranks."""
+        return self.model.name if self.reranker is None else self.reranker.name
+
     def check_name(self, name: str) -> None:
         """Raise ApiError 404 if a model of this name is not served."""
-        if name != self.model.name:
-            message = f"the model {name[:100]!a} is not served here; this server has {self.model.name!a}"
-            raise ApiError(404, message, "model_not_found", param="model")
+        _check_name(name, self.model.name)
+
+    def check_reranker_name(self, name: str | None) -> None:
+        """Raise ApiError 404 if a name is given, and it is not that of the model that reranks."""
+        if name is not None:
+            _check_name(name, self.reranker_name)
+
+
+def _check_name(name: str, served: str) -> None:
+    if name != served:
+        message = f"the model {name[:100]!a} is not served here; this server has {served!a}"
+        raise ApiError(404, message, "model_not_found", param="model")
 
 
 class Service:
@@ -286,6 +307,15 @@ class Service:
             message = "this server's model was not trained to read; search with read 0"
             raise ApiError(400, message, "no_reading_mode", param="read")
 
+    def check_rerank(self, rerank: int, k: int) -> None:
+        """Raise ApiError if so many hits cannot be reranked: 400 without a cross-encoder, 409 if `k` is more."""
+        if rerank and self.loaded.reranker is None:
+            message = "this server has no cross-encoder (serve --reranker MODEL); search with rerank 0"
+            raise ApiError(400, message, "no_reranker", param="rerank")
+        if 0 < rerank < k:
+            message = f"rerank is {rerank}, k is {k}; rerank at least as many hits as are to be returned"
+            raise ApiError(409, message, "conflict", param="rerank")
+
     def retry_after(self) -> int:
         """Seconds after which the queue is expected to be shorter."""
         seconds = self._batcher.seconds_left() if self._batcher is not None else 1.0
@@ -300,6 +330,8 @@ class Service:
             loaded = self._load()
             _check_limit(loaded.model, self.config)
             warm_up(loaded.model)
+            if loaded.reranker is not None:
+                loaded.reranker.score("warm up", ["warm up"])
         except Exception as error:
             self.failure = error
             self.status = "failed"

@@ -21,7 +21,7 @@ from search_r3.evaluation.baselines.external_models import parse_external_model
 from search_r3.evaluation.runs import read_gzip_lines, read_run, write_jsonl_gzip
 from search_r3.evaluation.suite_config import SuitePlan
 from search_r3.index.readers.path_source import open_source
-from search_r3.server.keys import read_keys
+from search_r3.server.keys import ApiKey, read_keys
 from search_r3.training.config import load_config
 
 BOM = b"\xef\xbb\xbf"
@@ -132,7 +132,7 @@ READERS: dict[str, tuple[str, Any, Any]] = {
         3,
     ),
     "system.yaml": ("model: m\nquery_prompt: q\n", lambda path: parse_external_model(str(path)).model, "m"),
-    "keys": ("secret\n", lambda path: read_keys(path, None), ("secret",)),
+    "keys": ("secret\n", lambda path: read_keys(path, None), (ApiKey("secret"),)),
 }
 
 

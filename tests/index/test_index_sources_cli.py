@@ -219,7 +219,7 @@ def test_a_moved_folder_is_refused_before_a_model_is_loaded(here, run, monkeypat
     run("index", "old/notes", "--into", "X")
     (here / "new").mkdir()
     shutil.move(here / "old/notes", here / "new/notes")
-    monkeypatch.setattr("search_r3.cli.commands.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("search_r3.cli.index.load_fast", lambda *_: pytest.fail("loaded"))
     code, _, err = run("index", "new/notes", "--into", "X")
     assert (code, "Traceback" in err) == (2, False)
     assert f'--source "{here}/old/notes"' in err

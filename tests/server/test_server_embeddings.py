@@ -193,3 +193,16 @@ def test_queries_behind_given_reasoning(served: Running, tiny: SearchR3) -> None
 def test_given_reasoning_that_does_not_fit_is_refused(served: Running, tiny: SearchR3, more, status, param) -> None:
     answer = served.post("/v1/embeddings", {"model": tiny.name, "input": "a", "input_type": "query"} | more)
     assert (answer.status, answer.error["param"]) == (status, param)
+
+
+def test_binary_embeddings_are_those_of_sentence_transformers(served: Running, tiny: SearchR3) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    rows = tiny.encode_document(TEXTS, show_progress_bar=False)
+    for precision in ("binary", "ubinary"):
+        found = [one["embedding"] for one in served.embed(TEXTS, encoding_format=precision).json["data"]]
+        assert found == quantize_embeddings(rows, precision).tolist()
+    wrong = served.embed(TEXTS, encoding_format="int8").error
+    assert (wrong["param"], wrong["message"]) == (
+        "encoding_format", 'encoding_format: expected "float", "base64", "binary" or "ubinary"'
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from serving_tools import Answer, Held, Running, eventually, pausing, running
 
 from search_r3 import SearchR3
 from search_r3.errors import InputError
-from search_r3.server.keys import Keys, read_keys
+from search_r3.server.keys import ApiKey, Keys, read_keys
 from search_r3.server.listening import listen
 from search_r3.server.logs import LOGGER, JsonFormatter
 from search_r3.server.run_server import serve
@@ -105,14 +105,21 @@ def test_keys_are_asked_for_before_anything_is_read(tiny: SearchR3) -> None:
 
 def test_keys_of_a_file_and_a_variable(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# ours\none\n\n two \n")
-    assert read_keys(file, "three, one,") == ("three", "one", "two")
+    file.write_text("# ours\none read\n\n two  60/minute read # of the reports\nfour write\n")
+    one, two = ApiKey("one"), ApiKey("two", may_write=False, per_minute=60)
+    assert read_keys(file, "three, one,") == (ApiKey("three"), one, two, ApiKey("four"))
+    assert "three" not in repr(read_keys(file, "three"))
     assert read_keys(None, None) == ()
     Keys([]).check(None)
     file.write_text("# none\n")
     for path in (file, tmp_path / "absent"):
         with pytest.raises(InputError, match=str(path)):
             read_keys(path, None)
+    for line in ("secret other", "secret 0/minute", "secret 60/hour"):
+        file.write_text(f"first\n{line}\n")
+        with pytest.raises(InputError, match="line 2: expected one key") as caught:
+            read_keys(file, None)
+        assert "secret" not in str(caught.value)
     with pytest.raises(InputError, match="an API key is empty or has spaces"):
         ServerConfig(api_keys=("a b",))
 

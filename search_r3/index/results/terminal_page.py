@@ -21,8 +21,8 @@ SHOWN = 72
 INDENT = "   "
 MOST_NAMED = 4
 """Documents with the same text that are named."""
-SCORE_NAMES = {"vector": "cosine {:.2f}", "text": "words {:.1f}"}
-"""How the scores of a hit's lists are printed; "words" is BM25's score."""
+SCORE_NAMES = {"rerank": "relevance {:.2f}", "vector": "cosine {:.2f}", "text": "words {:.1f}"}
+"""How the scores of a hit's lists are printed; "words" is BM25's score, "relevance" a reranker's."""
 
 
 def print_result(

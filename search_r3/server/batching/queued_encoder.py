@@ -133,6 +133,11 @@ class QueuedEncoder:
         """Whether `cancel` was called."""
         return self._cancelled
 
+    def step(self) -> None:
+        """Mark the request as begun. Raises CancelledError if `cancel` was called; to be called between long steps."""
+        self._check_cancelled(0)
+        self.begin()
+
     def cancel(self) -> None:
         """Drop texts that have not begun; waiting calls raise CancelledError."""
         with self._lock:

@@ -23,7 +23,7 @@ from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.index_writer import Change
 from search_r3.server.request_body import in_thread, read, until_done
 from search_r3.server.response_schemas import Added, Deleted, Documents, IndexOverview
-from search_r3.server.routing import WITH_BODY, answers, get, service_of, takes, to_json, v1_router
+from search_r3.server.routing import WITH_BODY, answers, get, keyed_router, service_of, takes, to_json, v1_router
 from search_r3.server.schemas import DOCUMENTS, DocumentsPage, DocumentsRequest
 from search_r3.server.service import Service
 
@@ -38,7 +38,7 @@ class AnyText(StringConvertor):
 
 
 register_url_convertor("any_text", AnyText())
-router, changes_router = v1_router(), v1_router()
+router, changes_router = v1_router(), keyed_router("/v1", write=True)
 
 
 async def _check_given_once(request: Request) -> None:

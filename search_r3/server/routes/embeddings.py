@@ -58,37 +58,49 @@ async def create_embeddings(request: Request) -> Response:
     service = service_of(request)
     with service.inside():
         body = await read(request, service, EMBEDDINGS)
-        loaded = service.loaded
-        loaded.check_name(body.model)
-        dimensions = _dimensions(body.dimensions, loaded)
-        budget = service.reasoning_budget(body.reasoning)
-        given, limit = _given(body), _limit(body, service)
-        items = cast(list[str] | list[list[int]], body.input)
-        oversized = limit.too_long != "split" and max((len(item) for item in items), default=0) > OVERSIZED
-        tokenized, traces = await _tokens(request, items, given, limit, service)
-        del items, given
-        body.input = []  # the texts may be large, and are no longer needed
-        service.bodies.release(request.scope)
-        texts = tokenized.rows
-        request.state.items = len(tokenized.parts)
-        request.state.truncated, request.state.split = tokenized.truncated, tokenized.split
-        if body.input_type != "query":
-            embedded = await _embed(request, service, "document", texts, oversized=oversized)
-        elif traces:
-            embedded = await _embed(request, service, "given", texts, oversized=oversized, traces=traces)
-        elif budget is None:
-            kind: Kind = "latent" if body.reasoning == "latent" else "query"
-            embedded = await _embed(request, service, kind, texts, oversized=oversized)
-        elif body.reasoning == "auto":
-            embedded = await _embed_by_rule(request, service, texts, budget)
-        else:
-            embedded = await _embed(request, service, "reasoned", texts, budget, oversized=oversized)
-        prompt = tokenized.tokens + sum(map(len, traces))
-        written = sum(one.num_tokens for one in embedded)
-        data = _vectors(_joined(embedded, tokenized), dimensions, as_base64=body.encoding_format == "base64")
-        usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-        usage |= {"truncated_texts": tokenized.truncated, "split_texts": tokenized.split}
-        return to_json({"object": "list", "data": data, "model": loaded.model.name, "usage": usage})
+        name = service.loaded.model.name
+        service.loaded.check_name(body.model)
+        vectors, usage = await embed(request, service, body)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+            for i, vector in enumerate(vectors)
+        ]
+        return to_json({"object": "list", "data": data, "model": name, "usage": usage})
+
+
+async def embed(
+    request: Request, service: Service, body: DocumentEmbeddings | QueryEmbeddings
+) -> tuple[list[np.ndarray], dict[str, int]]:
+    """The unit vectors that `body` asks for, float32 (dimensions,) each, and the usage. Raises ApiError."""
+    loaded = service.loaded
+    dimensions = _dimensions(body.dimensions, loaded)
+    budget = service.reasoning_budget(body.reasoning)
+    given, limit = _given(body), _limit(body, service)
+    items = cast(list[str] | list[list[int]], body.input)
+    oversized = limit.too_long != "split" and max((len(item) for item in items), default=0) > OVERSIZED
+    tokenized, traces = await _tokens(request, items, given, limit, service)
+    del items, given
+    body.input = []  # the texts may be large, and are no longer needed
+    service.bodies.release(request.scope)
+    texts = tokenized.rows
+    request.state.items = len(tokenized.parts)
+    request.state.truncated, request.state.split = tokenized.truncated, tokenized.split
+    if body.input_type != "query":
+        embedded = await _embed(request, service, "document", texts, oversized=oversized)
+    elif traces:
+        embedded = await _embed(request, service, "given", texts, oversized=oversized, traces=traces)
+    elif budget is None:
+        kind: Kind = "latent" if body.reasoning == "latent" else "query"
+        embedded = await _embed(request, service, kind, texts, oversized=oversized)
+    elif body.reasoning == "auto":
+        embedded = await _embed_by_rule(request, service, texts, budget)
+    else:
+        embedded = await _embed(request, service, "reasoned", texts, budget, oversized=oversized)
+    prompt = tokenized.tokens + sum(map(len, traces))
+    written = sum(one.num_tokens for one in embedded)
+    usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    usage |= {"truncated_texts": tokenized.truncated, "split_texts": tokenized.split}
+    return [_shortened(one.vector, dimensions) for one in _joined(embedded, tokenized)], usage
 
 
 def _given(body: DocumentEmbeddings | QueryEmbeddings) -> list[str]:
@@ -235,15 +247,18 @@ def _dimensions(asked: int | None, loaded: Loaded) -> int:
     return asked
 
 
-def _vectors(embedded: list[Embedded], dimensions: int, as_base64: bool) -> list[dict[str, Any]]:
-    """The response's `data`: unit vectors, truncated to `dimensions`."""
-    data = []
-    for i, one in enumerate(embedded):
-        vector = np.ascontiguousarray(one.vector[:dimensions], dtype="<f4")
-        if dimensions < len(one.vector):
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        value: Any = vector.astype("<f4", copy=False)
-        if as_base64:
-            value = base64.b64encode(value.tobytes()).decode()
-        data.append({"object": "embedding", "index": i, "embedding": value})
-    return data
+def _shortened(vector: np.ndarray, dimensions: int) -> np.ndarray:
+    """A unit vector cut to `dimensions`, as little-endian float32."""
+    short = np.ascontiguousarray(vector[:dimensions], dtype="<f4")
+    if dimensions < len(vector):
+        short = short / max(float(np.linalg.norm(short)), 1e-12)
+    return short.astype("<f4", copy=False)
+
+
+def _written(vector: np.ndarray, encoding: str | None) -> Any:
+    if encoding == "base64":
+        return base64.b64encode(vector.tobytes()).decode()
+    if encoding in ("binary", "ubinary"):
+        signs = np.packbits(vector > 0)
+        return signs if encoding == "ubinary" else (signs.astype(np.int16) - 128).astype(np.int8)
+    return vector

@@ -50,4 +50,6 @@ def _record(loaded: Loaded) -> dict[str, Any]:
         "adaptive": loaded.adaptive,
         "latent": loaded.latent,
         "reading": loaded.reading,
+        "reranker": loaded.reranker_name,
+        "reranker_kind": "embeddings" if loaded.reranker is None else loaded.reranker.kind,
     }

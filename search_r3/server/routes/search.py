@@ -18,8 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexHandle
+from search_r3.index.results.reranked import rerank_hits
 from search_r3.index.run_search import MAX_QUERY_CHARACTERS, check_given
+from search_r3.index.run_search import SearchResult as Found
 from search_r3.model.text_limit import TextTooLong, TooLong
+from search_r3.rerankers.base import TooManyTokens
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.batching.queued_encoder import QueuedEncoder
 from search_r3.server.errors import ApiError, from_input_error
@@ -63,10 +66,11 @@ async def search(request: Request) -> Response:
         budget = service.reasoning_budget(body.reasoning)
         _check_given(body, budget)
         service.check_read(body.read)
+        service.check_rerank(body.rerank, body.k)
         request.state.items = 1
         if body.where is not None:
             await _check_filter(request, service, body.where)
-        run = partial(_search, index, body, budget)
+        run = partial(_search, service, index, body, budget)
         if body.stream:
             streaming = True
             return EventStream(request, service, run, service.too_long(body.too_long))
@@ -85,7 +89,9 @@ async def search(request: Request) -> Response:
             service.leave()
 
 
-def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder) -> dict[str, Any]:
+def _search(
+    service: Service, index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder
+) -> dict[str, Any]:
     """Search, and turn errors into ApiError."""
     if body.mode == "text":
         encoder.begin()
@@ -93,7 +99,7 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
         result = index.search(
             body.query,
             encoder,
-            k=body.k,
+            k=body.rerank or body.k,
             mode=body.mode,
             reasoning=_reasoning(body, budget),
             max_reasoning_tokens=budget or 0,
@@ -104,6 +110,8 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
             hops=body.hops if body.read else 1,
             explained=body.explain,
         )
+        if body.rerank:
+            result = _reranked(service, result, body.k, encoder)
     except TextTooLong as error:
         raise from_input_error(error, param="query") from error
     except InputError as error:
@@ -114,6 +122,16 @@ def _search(index: IndexHandle, body: SearchRequest, budget: int | None, encoder
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
     usage["truncated_texts"] = encoder.truncated_texts
     return result.to_dict() | {"model": encoder.name, "usage": usage, "remembered_ms": encoder.remembered_ms}
+
+
+def _reranked(service: Service, result: Found, k: int, encoder: QueuedEncoder) -> Found:
+    reranker = service.loaded.reranker
+    assert reranker is not None  # see `Service.check_rerank`
+    most = service.config.max_request_tokens
+    try:
+        return rerank_hits(result, reranker, k, total_tokens=most, between=encoder.step)
+    except TooManyTokens as error:
+        raise ApiError(413, str(error), "too_many_tokens", param="rerank") from error
 
 
 def _reasoning(body: SearchRequest, budget: int | None) -> Any:

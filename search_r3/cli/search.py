@@ -1,0 +1,274 @@
+"""`search-r3 search`: finds documents in an index, and prints them, their files, or JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search_r3.cli.index_maintenance import Index
+from search_r3.cli.options import (
+    AUTO,
+    EXIT_NOTHING_FOUND,
+    Budget,
+    Device,
+    Dtype,
+    DtypeOption,
+    EngineOption,
+    HopsOption,
+    Json,
+    ReadOption,
+    Reasoning,
+    ReasoningOption,
+    load,
+    print_json,
+    silence_transformers,
+)
+from search_r3.cli.process import let_idle_threads_sleep
+from search_r3.cli.writer import WriterOption, refuse_both, write_reasoning
+from search_r3.errors import InputError
+from search_r3.rank_fusion import VECTOR_WEIGHT
+
+if TYPE_CHECKING:
+    from search_r3.index.run_search import SearchResult
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.model.searchr3 import SearchR3
+    from search_r3.rerankers.base import Reranker
+
+
+class Mode(StrEnum):
+    """How an index is searched."""
+
+    hybrid = "hybrid"
+    vector = "vector"
+    text = "text"
+
+
+class TooLongQuery(StrEnum):
+    """What happens to a query that is over the limit."""
+
+    error = "error"
+    truncate = "truncate"
+
+
+def search(
+    index: Index,
+    query: Annotated[
+        str,
+        typer.Argument(
+            help='What to search for, in quotes; "-" reads it from standard input; put text that begins with a dash '
+            "after --."
+        ),
+    ],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
+    mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
+    vector_weight: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Weight of the vectors in a hybrid search; the words get the rest."),
+    ] = VECTOR_WEIGHT,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
+    ] = None,
+    reasoning: ReasoningOption = Reasoning.on,
+    budget: Budget = 32,
+    reasoning_text: Annotated[
+        str | None,
+        typer.Option(help="Your own reasoning about the query, which the model reads in place of its own."),
+    ] = None,
+    writer: WriterOption = None,
+    read: ReadOption = 0,
+    hops: HopsOption = 1,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of the query that are read, up to the model's context (512 by default)."),
+    ] = None,
+    too_long: Annotated[
+        TooLongQuery,
+        typer.Option(help="What happens to a longer query: error refuses it; truncate reads its first tokens."),
+    ] = TooLongQuery.truncate,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare the query with all vectors, even if there is an approximate index.")
+    ] = False,
+    chunks: Annotated[
+        bool, typer.Option("--chunks", help="List every chunk, not only the best one of each document.")
+    ] = False,
+    rerank: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Let --reranker read the first N results, and show its best ones."),
+    ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A sentence-transformers CrossEncoder: a folder, or a hub id. It needs --rerank."
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            help="Leave out results whose score is lower: the cosine (mode vector), BM25's score (text), from 0 to 1 "
+            "relative to the best ones (hybrid), or the reranker's relevance, 0 to 1."
+        ),
+    ] = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="Print only the results' files, one a line, each once, best first.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="The index's model, if its name is unknown here.")] = None,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    engine: EngineOption = AUTO,
+    as_json: Json = False,
+) -> None:
+    """Search an index. Shows what the model read, its reasoning, then the results with their locations.
+
+    The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
+    Each result has the cosine of its meaning and the score of its words (BM25), and with --rerank the relevance that
+    the cross-encoder gives it. Exit code 1 means that nothing was found.
+
+    \b
+    Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
+    Next:     compare with --no-reasoning and with --mode text
+    """
+    silence_transformers()
+    let_idle_threads_sleep()
+    from search_r3.index.index_handle import damage_explained
+    from search_r3.index.run_search import check_given, check_where
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.model.model_info import model_of_index
+
+    ordering = _Reranking.of(rerank, reranker, k)
+    if files and as_json:
+        raise InputError("--files and --json are two forms of the output; give one")
+    opened = SearchIndex.open_snapshot(index)
+    with damage_explained(index):  # before a model is loaded
+        check_where(opened, where)
+        refuse_both(writer, reasoning_text)
+        check_given(writer or reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
+        if mode is not Mode.vector:
+            opened.backend.check_text()
+    if query == "-":
+        query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    loaded = None
+    if mode is not Mode.text:
+        name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
+        loaded = load(name, device, dtype, engine)
+    if ordering is not None:
+        ordering.load(device)
+    reader = None if loaded is None else limit_queries(loaded, max_tokens, too_long, budget)
+    cost: dict[str, Any] = {}
+    if writer is not None:
+        (reasoning_text,), cost["writer"] = write_reasoning(writer, [query], device, dtype)
+    with damage_explained(index):
+        result = opened.search(
+            query,
+            reader,
+            k=k if ordering is None else ordering.count,
+            mode=mode.value,
+            reasoning=reasoning.chosen(loaded),
+            max_reasoning_tokens=budget,
+            reasoning_text=reasoning_text,
+            where=where,
+            exact=exact,
+            chunks=chunks,
+            vector_weight=vector_weight,
+            read=read,
+            hops=hops,
+            explained=not as_json,
+        )
+    if ordering is not None:
+        result = ordering.best(result)
+    _warn(opened, reader)
+    if as_json:
+        if reader is not None:
+            cost["usage"] = {"prompt_tokens": reader.tokens, "truncated_texts": int(reader.truncated)}
+        print_json(_above(result, min_score).to_dict() | cost)
+    else:
+        _print(result, opened, min_score, files=files, filtered=bool(where and where.strip()))
+
+
+def _warn(opened: SearchIndex, reader: Any) -> None:
+    if not opened.complete:
+        print("warning: this index was never finished; run its `search-r3 index` command again", file=sys.stderr)
+    if reader is not None and reader.truncated:
+        print(f"warning: the query is long; only its first {reader.tokens:,} tokens were read", file=sys.stderr)
+
+
+def _above(result: SearchResult, min_score: float | None) -> SearchResult:
+    """The result without hits whose score is below `min_score`."""
+    if min_score is None:
+        return result
+    return result.chosen([i for i, hit in enumerate(result.hits) if hit.score >= min_score])
+
+
+def _print(result: SearchResult, opened: SearchIndex, min_score: float | None, *, files: bool, filtered: bool) -> None:
+    """Print hits or their files; the exit code says whether there are any."""
+    from search_r3.index.results.terminal_page import print_result
+
+    kept = _above(result, min_score)
+    if files:
+        print_files(kept, opened.find_file)
+    elif result.hits and not kept.hits:
+        best = max(hit.score for hit in result.hits)
+        print(f"nothing found: the best score is {best:.3g}, below --min-score {min_score:g}")
+    else:
+        print_result(kept, find_file=opened.find_file, filtered=filtered)
+    if not kept.hits:
+        raise typer.Exit(EXIT_NOTHING_FOUND)
+
+
+def print_files(result: SearchResult, find_file: Callable[[str], Path | None]) -> None:
+    """Print the files of a result's hits, each once. A file that is not found on this machine is printed as the index
+    names it; a hit that is from no file is left out."""
+    for path in dict.fromkeys(hit.path for hit in result.hits if hit.path):
+        print(find_file(path) or path)
+
+
+@dataclass
+class _Reranking:
+    """`--rerank` and `--reranker`."""
+
+    count: int
+    model: str
+    k: int
+    reranker: Reranker | None = None
+
+    @classmethod
+    def of(cls, rerank: int | None, reranker: str | None, k: int) -> _Reranking | None:
+        """Raises InputError if only one of them is given, or fewer hits than are to be shown."""
+        from search_r3.index.results.reranked import check_rerank
+
+        if rerank is None and reranker is None:
+            return None
+        if rerank is None or reranker is None:
+            raise InputError("--rerank N says how many results the model of --reranker MODEL reads; give both")
+        check_rerank(rerank, k)
+        return cls(rerank, reranker, k)
+
+    def load(self, device: str | None) -> None:
+        from search_r3.rerankers.cross_encoder import CrossEncoderReranker
+
+        self.reranker = CrossEncoderReranker(self.model, device)
+
+    def best(self, result: SearchResult) -> SearchResult:
+        from search_r3.index.results.reranked import rerank_hits
+
+        assert self.reranker is not None
+        return rerank_hits(result, self.reranker, self.k)
+
+
+def limit_queries(model: SearchR3, max_tokens: int | None, too_long: TooLongQuery, budget: int) -> Any:
+    """The model, as a search uses it, whose queries are read within the limit (`LimitedQueries`).
+
+    Raises:
+        InputError: `max_tokens` is more than the model's context leaves.
+    """
+    from search_r3.model.text_limit import LimitedQueries, TextLimit, check_room
+
+    if max_tokens is not None:
+        check_room(model, max_tokens, budget, "--max-tokens")
+    return LimitedQueries(model, TextLimit.of(max_tokens, too_long.value))

@@ -1,0 +1,1 @@
+"""Rerankers: a second look at a few documents that a first search found."""
