@@ -20,11 +20,12 @@ from search_r3.cli.data_read import data_read
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
 from search_r3.cli.encode import encode
 from search_r3.cli.evaluate import evaluate, tables
-from search_r3.cli.export import export, mcp, pull, push
+from search_r3.cli.export import export, pull, push
 from search_r3.cli.grouped_help import GroupedHelp
 from search_r3.cli.index import index
 from search_r3.cli.index_backup import backup, restore
 from search_r3.cli.index_maintenance import compact, delete
+from search_r3.cli.mcp import mcp
 from search_r3.cli.options import (
     AUTO,
     SETTINGS,

@@ -1,8 +1,7 @@
-"""Commands that share models and indexes: `export`, `push`, `pull` and `mcp`."""
+"""Commands that share models: `export`, `push` and `pull`."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from enum import StrEnum
@@ -11,23 +10,13 @@ from typing import Annotated
 
 import typer
 
-from search_r3.cli.index_maintenance import Index
 from search_r3.cli.options import (
-    Budget,
-    Device,
     Dtype,
-    DtypeOption,
-    HopsOption,
     Json,
-    Model,
-    ReadOption,
-    Reasoning,
-    ReasoningOption,
     load,
     print_json,
     silence_transformers,
 )
-from search_r3.errors import InputError
 
 
 class ExportFormat(StrEnum):
@@ -160,39 +149,3 @@ def pull(
         print_json({"repo": repo, "folder": str(folder)})
     else:
         print(f"{folder}: to check it, search-r3 models --check {shlex.quote(str(folder))}")
-
-
-def mcp(
-    index: Index,
-    model: Model = None,
-    reasoning: ReasoningOption = Reasoning.on,
-    budget: Budget = 32,
-    read: ReadOption = 0,
-    hops: HopsOption = 1,
-    device: Device = None,
-    dtype: DtypeOption = Dtype.auto,
-) -> None:
-    """Let agents search an index: a Model Context Protocol server on standard input and output, with the tool `search`.
-
-    The agent's program starts this command; it is usually configured in a JSON file as below. The server ends when the
-    program closes the connection.
-
-    \b
-    Example:  search-r3 mcp notes-index
-    Next:     {"mcpServers": {"notes": {"command": "search-r3", "args": ["mcp", "/path/to/notes-index"]}}}
-    """
-    silence_transformers()
-    from search_r3.integrations.index_searcher import LazyIndexSearcher
-    from search_r3.integrations.mcp_server import serve_stdio
-
-    if sys.stdin.isatty():
-        from search_r3.index.storage.location import location_of
-
-        location = location_of(index)
-        shown = os.path.abspath(location) if isinstance(location, Path) else location
-        raise InputError(
-            f"standard input is a terminal, but an agent's program must start this command; configure it to run "
-            f"search-r3 mcp {shlex.quote(shown)}"
-        )
-    searcher = LazyIndexSearcher(index, model, device=device, dtype=dtype.value)
-    serve_stdio(searcher, reasoning=reasoning.chosen(None), max_reasoning_tokens=budget, read=read, hops=hops)

@@ -22,6 +22,7 @@ from search_r3.index.overview import Overview, overview_of
 from search_r3.index.run_search import SearchOptions, SearchResult
 from search_r3.index.search_index import DocumentPage, SearchIndex
 from search_r3.index.storage.location import Location, StorageError, brief, files_lost, location_of
+from search_r3.index.stored_document import StoredDocument
 
 Event = Literal["exchanged", "refused", "unavailable", "available"]
 T = TypeVar("T")
@@ -145,6 +146,16 @@ class IndexHandle:
     def list_documents(self, limit: int = 100, after: str = "") -> DocumentPage:
         """`SearchIndex.list_documents`, retried as `run` does."""
         return self.run(lambda index: index.list_documents(limit, after))
+
+    def document(
+        self,
+        identifier: str,
+        start_line: int | None = None,
+        end_line: int | None = None,
+        max_characters: int | None = None,
+    ) -> StoredDocument:
+        """`SearchIndex.document`, retried as `run` does."""
+        return self.run(lambda index: index.document(identifier, start_line, end_line, max_characters))
 
     def overview(self) -> Overview:
         """`overview_of` the index; read again once the index has another number of chunks."""

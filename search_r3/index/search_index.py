@@ -19,6 +19,7 @@ from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, find_file
 from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
 from search_r3.index.storage.location import location_of, storage_errors
+from search_r3.index.stored_document import StoredDocument, stored_document
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 T = TypeVar("T")
@@ -194,6 +195,23 @@ class SearchIndex:
         later = [identifier for identifier in documents if identifier > after] if after else list(documents)
         shown = nsmallest(limit, later)
         return DocumentPage([documents[identifier] for identifier in shown], len(documents), len(later) > len(shown))
+
+    def document(
+        self,
+        identifier: str,
+        start_line: int | None = None,
+        end_line: int | None = None,
+        max_characters: int | None = None,
+    ) -> StoredDocument:
+        """A document or one of its passages, whole or by lines; `stored_document` describes the arguments.
+
+        Raises:
+            InputError: nothing has this id, or it has no such lines.
+        """
+        with storage_errors(self.path):
+            return self.following(
+                lambda index: stored_document(index.backend, identifier, start_line, end_line, max_characters)
+            )
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         """The vectors of the chunks of these ids, float32 (ids, dimension). Raises KeyError for an unknown id."""

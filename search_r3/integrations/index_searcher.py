@@ -84,6 +84,11 @@ class IndexSearcher:
         info = self.index.info
         return self._name or model_of_index(info.model_name, info.model_source, self.path)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is loaded."""
+        return self._model is not None
+
     def load(self, reasoning: bool | Literal["auto", "latent"] = True, read: int = 0) -> Any:
         """The index's model, loaded on first use.
 

@@ -1,6 +1,7 @@
-"""An index as a tool for agents: a server of the Model Context Protocol (https://modelcontextprotocol.io) over stdio.
+"""An index as tools for agents: a server of the Model Context Protocol (https://modelcontextprotocol.io).
 
-It has one tool, `search`. Standard output belongs to the protocol, so nothing else may write there.
+The tools are `search`, `get` (a document, or lines of it) and `status`. Over stdio, standard output belongs to the
+protocol, so nothing else may write there; `mcp_http` serves the same tools over HTTP.
 """
 
 # No "from __future__ import annotations" here: the tool's annotations name an index's columns, so they must be objects.
@@ -23,6 +24,8 @@ with optional_imports("mcp", "agents' access by MCP"):
 
 MAX_PASSAGES = 50
 """Maximum number of results per call, since an agent's context is limited."""
+MAX_CHARACTERS = 20_000
+"""Maximum length of a text that `get` returns at once."""
 
 
 class Passage(BaseModel):
@@ -50,9 +53,42 @@ class SearchResults(BaseModel):
     passages: list[Passage]
 
 
+class DocumentText(BaseModel):
+    """A document, or a part of it."""
+
+    id: str = Field(description="The document's id.")
+    title: str
+    path: str
+    start_line: int = Field(description="The first line of the text in its file; 0 if it has no lines.")
+    end_line: int
+    text: str
+    next_line: int = Field(
+        description="The line at which the rest begins that was left out because of its length: get it with "
+        "start_line. 0 if nothing was left out."
+    )
+    truncated: bool = Field(description="Whether the end was left out.")
+    metadata: dict[str, Any]
+
+
+class IndexStatus(BaseModel):
+    """What the index contains, and whether it can be searched."""
+
+    name: str
+    model: str
+    model_loaded: bool = Field(description="Searches by meaning wait until the model is loaded; mode text does not.")
+    passages: int
+    documents: int | None
+    complete: bool = Field(description="False if its last build was interrupted.")
+    created: str
+    fields: dict[str, str] = Field(description="The fields that `where` may name, with their types.")
+    folders: dict[str, int] = Field(description="The largest folders, with their numbers of documents.")
+    types: dict[str, int] = Field(description="The most frequent kinds of files.")
+    headings: list[str] = Field(description="Some headings, as examples of what it is about.")
+
+
 class IndexServer(MCPServer):
-    """A server with the tool `search` over one index. The index is opened when its tools are first listed or called,
-    so that connecting is fast; the model is loaded afterwards, in a thread.
+    """A server with tools over one index. The index is opened when the tools are first listed or called, so that
+    connecting is fast; the model is loaded afterwards, in a thread.
 
     Args:
         searcher: the index.
@@ -79,7 +115,7 @@ class IndexServer(MCPServer):
         self._adding = threading.Lock()
 
     async def list_tools(self) -> list[Any]:
-        await anyio.to_thread.run_sync(self._ensure_search_tool)
+        await anyio.to_thread.run_sync(self._ensure_tools)
         tools = await super().list_tools()
         if self._load:
             self._load = False
@@ -88,16 +124,18 @@ class IndexServer(MCPServer):
         return tools
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
-        await anyio.to_thread.run_sync(self._ensure_search_tool)
+        await anyio.to_thread.run_sync(self._ensure_tools)
         return await super().call_tool(name, arguments, context)
 
-    def _ensure_search_tool(self) -> None:
+    def _ensure_tools(self) -> None:
         with self._adding:
             if not self._ready:
                 try:
                     self._add_search_tool(self._searcher.index)
                 except InputError as error:
                     raise ToolError(str(error)) from error
+                self._add_get_tool()
+                self._add_status_tool()
                 self._ready = True
 
     def _add_search_tool(self, index: Any) -> None:
@@ -151,10 +189,67 @@ class IndexServer(MCPServer):
             search,
             description=f"Search {searcher.name} ({about}) and return the passages that answer the query, best "
             "first, with their locations.",
-            annotations=ToolAnnotations(
-                title="Search", read_only_hint=True, idempotent_hint=True, open_world_hint=False
-            ),
+            annotations=_reading("Search"),
         )
+
+    def _add_get_tool(self) -> None:
+        searcher = self._searcher
+
+        def get(
+            id: Annotated[str, Field(description="The id of a document or of a passage, as in a search's results.")],
+            start_line: Annotated[
+                int | None, Field(description="The first line to return; omit for the beginning.", ge=1)
+            ] = None,
+            end_line: Annotated[int | None, Field(description="The last line; omit for the end.", ge=1)] = None,
+        ) -> DocumentText:
+            try:
+                found = searcher.index.document(id, start_line, end_line, MAX_CHARACTERS)
+            except InputError as error:
+                raise ToolError(str(error)) from error
+            return DocumentText(**{name: getattr(found, name) for name in DocumentText.model_fields})
+
+        self.add_tool(
+            get,
+            description=f"Return a document of {searcher.name}, or some of its lines, such as those around a passage "
+            f"that was found; at most {MAX_CHARACTERS:,} characters at once. The id of a passage returns that passage, "
+            "or with lines those of its document.",
+            annotations=_reading("Get a document"),
+        )
+
+    def _add_status_tool(self) -> None:
+        searcher = self._searcher
+
+        def status() -> IndexStatus:
+            try:
+                index = searcher.index
+                overview = index.overview()
+                complete = index.run(lambda opened: opened.complete)
+            except InputError as error:
+                raise ToolError(str(error)) from error
+            return IndexStatus(
+                name=searcher.name,
+                model=index.info.model_name,
+                model_loaded=searcher.loaded,
+                passages=overview.chunks,
+                documents=overview.documents,
+                complete=complete,
+                created=overview.created,
+                fields=index.columns,
+                folders={one.name: one.documents for one in overview.folders},
+                types={one.name: one.documents for one in overview.types},
+                headings=list(overview.headings),
+            )
+
+        self.add_tool(
+            status,
+            description=f"What {searcher.name} contains (documents, folders, kinds of files, fields to filter on), and "
+            "whether its model is loaded.",
+            annotations=_reading("Status"),
+        )
+
+
+def _reading(title: str) -> ToolAnnotations:
+    return ToolAnnotations(title=title, read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
 def build_server(

@@ -32,8 +32,8 @@ def test_a_client_over_stdio_finds_the_tool_and_searches(tiny_index: Path):
 
         server = StdioServerParameters(command=sys.executable, args=command, env=environment)
         async with Client(stdio_client(server)) as client:
-            (tool,) = (await client.list_tools()).tools
-            assert tool.name == "search"
+            tool, *others = (await client.list_tools()).tools
+            assert (tool.name, [other.name for other in others]) == ("search", ["get", "status"])
             assert set(tool.input_schema["properties"]) == {"query", "k", "mode", "where", "reasoning_text"}
             assert tool.input_schema["required"] == ["query"]
             assert "5 passages" in tool.description
@@ -139,7 +139,7 @@ heavy = lambda: sorted(set(sys.modules) & {{"lancedb", "lance", "torch", "transf
 async def talk():
     async with Client(build_server(LazyIndexSearcher({str(tiny_index)!r}))) as client:
         assert heavy() == [], heavy()
-        assert len((await client.list_tools()).tools) == 1
+        assert len((await client.list_tools()).tools) == 3
         done = await client.call_tool("search", {{"query": "train", "mode": "text"}})
         assert done.structured_content["passages"], done
         assert not {{"torch", "transformers"}} & set(heavy()), heavy()
@@ -200,7 +200,7 @@ def test_reasoning_auto_waits_for_no_model_and_is_refused_where_the_model_keeps_
         from mcp import Client
 
         async with Client(server) as client:
-            assert len((await client.list_tools()).tools) == 1
+            assert len((await client.list_tools()).tools) == 3
             done = await client.call_tool("search", {"query": "train", "mode": "text"})
             assert done.structured_content["passages"]
             go.set()

@@ -30,7 +30,7 @@ def embeddings(tiny: SearchR3, count: int) -> str:
 def test_requests_are_answered_as_by_the_server_and_in_order(tiny: SearchR3, tmp_path: Path) -> None:
     file, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
     more = line("query", model=tiny.name, input="x", input_type="query", encoding_format="base64")
-    more += line("many", model=tiny.name, input=["x"] * 4) + "\n" + line("unknown", model=tiny.name, inputs="x")
+    more += line("many", model=tiny.name, input=["x"] * 4) + "\n" + line("unknown", model=tiny.name, input="x", top=1)
     more += line("ranked", "/v1/rerank", query="x", documents=["x", "y"])
     file.write_text(embeddings(tiny, 70) + more)
     seen: list[int] = []

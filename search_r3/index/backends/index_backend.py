@@ -171,6 +171,10 @@ class OptionalFeatures:
         """All rows, in any order, with at least these fields."""
         return self.rows()
 
+    def document_rows(self, document: str) -> list[Row]:
+        """The rows of one document, in any order."""
+        return [row for row in self.rows() if row["document"] == document]
+
     def compared_rows(self) -> Iterable[Row]:
         """Of every row what a build compares: "id", "document", the source and the two hashes."""
         return self.partial_rows(["id", "document", SOURCE, TEXT_HASH, ROW_HASH])

@@ -305,6 +305,10 @@ class LanceBackend(IndexBackend):
         columns = [name for name in STORED if name in self.table.schema.names]  # format 1 has no source
         yield from self.table.search().select(columns).to_list()
 
+    def document_rows(self, document: str) -> list[Row]:
+        columns = [name for name in STORED if name in self.table.schema.names]
+        return self.table.search().where(f"document = {quoted([document])}").select(columns).to_list()
+
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         vector_of = self.vectors_where("id", ids)
         if not len(ids):
