@@ -197,7 +197,8 @@ async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, dict[str, st
         "server": None, "state": {},
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
     }  # fmt: skip
-    sent, parts = [{"type": "http.request", "body": body, "more_body": False}], []
+    sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    parts: list[bytes] = []
     start: dict[str, Any] = {}
 
     async def receive() -> Message:

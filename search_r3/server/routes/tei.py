@@ -43,6 +43,7 @@ async def tei_embed(request: Request) -> Response:
     service = service_of(request)
     with service.inside():
         body = await read(request, service, TEI_EMBED)
+        kind: type[DocumentEmbeddings] | type[QueryEmbeddings]
         kind = QueryEmbeddings if body.prompt_name == "query" else DocumentEmbeddings
         asked = kind.model_construct(
             model=service.loaded.model.name,
