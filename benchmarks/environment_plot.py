@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.files import atomic_path
-from search_r3.training.plot import DARK, DASHES, LIGHT, Theme
-from search_r3.training_curves import spread
+from search_r3.training.plot import DARK, DASHES, LIGHT, Theme, label_ends
+from search_r3.training_curves import best_policies
 
 WIDTH, ROW_HEIGHT, DPI = 12.0, 2.6, 120
 """As `training.plot`: 1,440 px wide, legible at 1,200."""
@@ -50,27 +50,23 @@ def draw(worlds: dict[str, dict[str, Any]], target: Path, *, dark: bool = False)
 
 
 def shown_policies(policies: dict[str, Any]) -> list[str]:
-    """The two policies of the lowest mean reward error, of whose variants ("selective, by age alone") one is shown, and
-    "none"."""
-    means = {name: sum(curves["error"][1]) / max(1, len(curves["error"][1])) for name, curves in policies.items()}
-    best: dict[str, str] = {}
-    for name in sorted(means, key=lambda name: means[name]):
-        if name != "none":
-            best.setdefault(name.partition(",")[0], name)
-    return [*list(best.values())[:2], *(["none"] if "none" in policies else [])]
+    """The `best_policies` by the means of their curves."""
+    errors = {name: curves["error"][1] for name, curves in policies.items()}
+    return best_policies({name: sum(values) / max(1, len(values)) for name, values in errors.items()})
 
 
 def _panel(axis: Any, lines: dict[str, Any], curve: str, label: str, theme: Theme) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ends = []
-    for i, (steps, values) in enumerate(lines.values()):
+    for i, (name, (steps, values)) in enumerate(lines.items()):
         values = smooth(values) if curve in ("recall", "error") else values
         axis.plot(steps, values, color=theme.lines[i], linestyle=DASHES[i], linewidth=1.6)
-        ends.append(values[-1])
+        ends.append((name, values[-1], theme.lines[i]))
     if "error" in curve:
         axis.set_ylim(bottom=0)
         axis.axhline(GOAL, color=theme.muted, linewidth=0.9, linestyle=DASHES[2])
+        ends.append(("goal", GOAL, theme.muted))
     axis.set_title(label, fontsize=9.5, loc="left", fontweight="bold", color=theme.ink)
     axis.set_xlabel("step", fontsize=8.5, color=theme.ink)
     axis.set_facecolor(theme.ground)
@@ -82,17 +78,7 @@ def _panel(axis: Any, lines: dict[str, Any], curve: str, label: str, theme: Them
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axis.spines[side].set_color(theme.muted)
-    axis.get_ylim()  # the limits are set by the data only when they are asked for
-    to_axis = axis.transData + axis.transAxes.inverted()
-    named = [*lines, *(["goal"] if "error" in curve else [])]
-    values = [*ends, *([GOAL] if "error" in curve else [])]
-    places = spread([to_axis.transform((0, value))[1] for value in values], 0.085, 0.02, 0.98)
-    for i, (name, y) in enumerate(zip(named, places, strict=True)):
-        color = theme.muted if name == "goal" else theme.lines[i]
-        axis.annotate(
-            name, (1.0, y), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center", fontsize=8,
-            color=color, annotation_clip=False,
-        )  # fmt: skip
+    label_ends(axis, ends)
 
 
 def smooth(values: list[float]) -> list[float]:

@@ -312,15 +312,12 @@ def _result(rank: int, hit: Hit, only_here: bool, expected: bool) -> Text:
 def _print_summary(console: Console, answers: list[Answer]) -> None:
     same = sum(a.off.hits[0].id == a.on.hits[0].id for a in answers)
     ended = sum(1 for a in answers if a.on.reasoning and not a.on.reasoning.forced)
-    off, on = (
-        sum(_total(r) for r in side) / len(answers) for side in zip(*((a.off, a.on) for a in answers), strict=True)
-    )
+    off = sum(_total(a.off) for a in answers) / len(answers)
+    on = sum(_total(a.on) for a in answers) / len(answers)
+    found_off = sum(found_at(a, a.off) is not None for a in answers)
+    found_on = sum(found_at(a, a.on) is not None for a in answers)
     console.print()
     console.print(Rule(style="cyan"))
-    found_off, found_on = (
-        sum(found_at(a, result) is not None for a, result in zip(answers, side, strict=True))
-        for side in zip(*((a.off, a.on) for a in answers), strict=True)
-    )
     text = (
         f"{len(answers)} questions: the expected answer (✓) is among the first {TOP} for {found_off} without reasoning "
         f"and for {found_on} with it. Both ways agree on the best result in {same}; the model ended its reasoning "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -198,6 +198,27 @@ def constants(steps: Sequence[dict[str, Any]], panel: Panel) -> list[str]:
     if panel.dev or not known or any(len(values) < 2 or min(values) != max(values) for values in known.values()):
         return []
     return [f"{panel.title_of(label)} {values[0]:.4g}" for label, values in known.items()]
+
+
+def all_constants(steps: Sequence[dict[str, Any]]) -> list[str]:
+    """The `constants` of all PANELS."""
+    return [line for panel in PANELS for line in constants(steps, panel)]
+
+
+def best_policies(errors: Mapping[str, float]) -> list[str]:
+    """The refresh policies to draw: the two of the lowest mean reward error, and "none" if it was measured.
+
+    "full" is left out, since it re-encodes every row; of the variants of a policy ("selective, by age alone") only the
+    best is taken.
+
+    Args:
+        errors: policy -> mean reward error.
+    """
+    best: dict[str, str] = {}
+    for policy in sorted(errors, key=lambda policy: errors[policy]):
+        if policy not in ("none", "full"):
+            best.setdefault(policy.partition(",")[0], policy)
+    return [*list(best.values())[:2], *(["none"] if "none" in errors else [])]
 
 
 def resumed_after(steps: Sequence[dict[str, Any]]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from contextlib import ExitStack
+from contextlib import nullcontext
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -228,14 +228,9 @@ def serve(
             print("no browser was found; open the address yourself", file=sys.stderr)
 
     listening = listen(host, port) if uds is None else listen_unix(uds)
-    with ExitStack() as stack:
-
-        def announce(url: str) -> None:
-            if uds is None and opened is not None and isinstance(opened.path, Path):
-                stack.enter_context(announced(opened.path, url))
-            greet(url)
-
-        clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=announce)
+    place = opened.path if uds is None and opened is not None else None
+    with announced(place, listening.url) if isinstance(place, Path) else nullcontext():
+        clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=greet)
     if not as_json:
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:

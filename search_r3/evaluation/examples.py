@@ -17,7 +17,6 @@ SNIPPET = 240
 """Characters of a document that an example shows."""
 TOP = 3
 """Documents that an example shows for each mode."""
-_NEVER = 1 << 30
 
 
 def read_traces(path: Path) -> dict[str, dict[str, Any]]:
@@ -80,10 +79,13 @@ def _top_documents(data: BeirDataset, qid: str, scores: Mapping[str, float]) -> 
 
 
 def _relevant(data: BeirDataset, qid: str, runs: Mapping[str, Run]) -> dict[str, Any] | None:
-    ranks = {mode: {did: rank for rank, did in enumerate(rank_documents(runs[mode].get(qid, {})), 1)} for mode in MODES}
-    judged = {did for did, grade in data.qrels[qid].items() if grade > 0}
-    best = {did: min(ranks[mode].get(did, _NEVER) for mode in MODES) for did in sorted(judged)}
-    did = min(best, key=lambda one: best[one], default=None)
-    if did is None or best[did] == _NEVER:
+    """The relevant document of the best rank in either mode, the smaller id if several have it."""
+    grades, ranks = data.qrels[qid], {}
+    for mode in MODES:
+        ranked = enumerate(rank_documents(runs[mode].get(qid, {})), 1)
+        ranks[mode] = {did: rank for rank, did in ranked if grades.get(did, 0) > 0}
+    best = min(((rank, did) for found in ranks.values() for did, rank in found.items()), default=None)
+    if best is None:
         return None
-    return {"id": did, "text": data.corpus[did].full_text[:SNIPPET], **{m: ranks[m].get(did) for m in MODES}}
+    did = best[1]
+    return {"id": did, "text": data.corpus[did].full_text[:SNIPPET], **{mode: ranks[mode].get(did) for mode in MODES}}

@@ -107,7 +107,7 @@ def _quality(name: str, queries_QD: np.ndarray, documents_ND: np.ndarray, releva
 def direct_ndcg(encoder: Any, pool: BeirDataset, max_document_tokens: int) -> float:
     """nDCG@10 of `encoder` on a dev pool without reasoning: "off" of `pool_metrics`, without the cost of the rest."""
     direct_QD, documents_ND = _embed(encoder, pool, max_document_tokens)
-    return float(metrics.ndcg(direct_QD @ documents_ND.T, _relevance(pool), 10).mean())
+    return _quality("off", direct_QD, documents_ND, _relevance(pool))["off"]
 
 
 def _embed(encoder: Any, pool: BeirDataset, max_document_tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from search_r3.training_curves import (
     Panel,
     Points,
     Records,
+    all_constants,
     best_dev,
     constants,
     dev_intervals,
@@ -89,15 +90,13 @@ class Run:
 
     def dev_metrics(self, ending: str) -> dict[str, Points]:
         """The points of a dev metric for every pool, starting with the mean over the pools: pool -> points."""
-        by_pool: dict[str, list[tuple[int, Any]]] = {}
+        by_pool: dict[str, list[tuple[int, Any]]] = {"mean": dev_mean(self.dev, ending)}
         for record in self.dev:
-            values = {_pool(name): value for name, value in record["dev"].items() if name.split(".")[-1] == ending}
-            if values and "mean" not in values:
-                values["mean"] = sum(values.values()) / len(values)
-            for pool in sorted(values, key=lambda pool: (pool != "mean", pool)):
-                by_pool.setdefault(pool, []).append((record["step"], values[pool]))
+            for name, value in sorted(record["dev"].items()):
+                if name.split(".")[-1] == ending and (pool := _pool(name)) != "mean":
+                    by_pool.setdefault(pool, []).append((record["step"], value))
         if len(by_pool) == 2:  # the mean of one pool is that pool
-            by_pool.pop("mean", None)
+            del by_pool["mean"]
         return {pool: points for pool, values in by_pool.items() if (points := finite_points(values))}
 
 
@@ -208,7 +207,7 @@ def _compared(runs: Sequence[Run]) -> list[tuple[Panel, list[Line]]]:
             lines = []
             for i, run in enumerate(runs):
                 dev = name in panel.dev
-                points = next(iter(run.dev_metrics(name).values()), []) if dev else metric_points(run.steps, name)
+                points = dev_mean(run.dev, name) if dev else metric_points(run.steps, name)
                 if points:
                     lines.append(Line(run.name, points, *_style(i), dev=dev))
             drawn.append((replace(panel, title=panel.title_of(label)), lines))
@@ -240,7 +239,8 @@ def _draw(axis: Any, panel: Panel, lines: list[Line], theme: Theme, *, alone: bo
         axis.set_ylim(-0.04, 1.04)
     _decorate(axis, title, theme, thousands=max(values) >= 1000)
     if alone:
-        _label_ends(axis, lines, theme, scale)
+        last = [(line, running_mean([value for _, value in line.points])[-1]) for line in lines if line.label]
+        label_ends(axis, [(line.label, scale * value, theme.lines[line.color]) for line, value in last])
 
 
 def _draw_line(axis: Any, line: Line, theme: Theme, scale: float, *, raw: bool, faint: bool) -> None:
@@ -280,19 +280,20 @@ def _decorate(axis: Any, title: str, theme: Theme, *, thousands: bool) -> None:
     axis.set_title(title, fontsize=9.5, loc="left", pad=6, fontweight="bold", color=theme.ink)
 
 
-def _label_ends(axis: Any, lines: Sequence[Line], theme: Theme, scale: float) -> None:
-    """Write each line's label to the right of its last value, one below another where they are close."""
-    named = [line for line in lines if line.label]
-    if not named:
-        return
+def label_ends(axis: Any, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Write labels to the right of a panel, one below another where their lines end close together.
+
+    Args:
+        axis: a matplotlib panel whose lines are drawn already.
+        ends: (label, last value, color) of each line.
+    """
     axis.get_ylim()  # the limits are set by the data only when they are asked for
     to_axis = axis.transData + axis.transAxes.inverted()
-    last = [running_mean([value for _, value in line.points])[-1] for line in named]
-    ends = [to_axis.transform((line.points[-1][0], scale * y))[1] for line, y in zip(named, last, strict=True)]
-    for line, y in zip(named, spread(ends, _GAP, 0.02, 0.98), strict=True):
+    places = spread([to_axis.transform((0, value))[1] for _, value, _ in ends], _GAP, 0.02, 0.98)
+    for (label, _, color), y in zip(ends, places, strict=True):
         axis.annotate(
-            line.label, (1.0, y), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center", ha="left",
-            fontsize=8, color=theme.lines[line.color], annotation_clip=False,
+            label, (1.0, y), (3, 0), xycoords="axes fraction", textcoords="offset points", va="center", ha="left",
+            fontsize=8, color=color, annotation_clip=False,
         )  # fmt: skip
 
 
@@ -331,7 +332,7 @@ def _headline(run: Run) -> str:
     resumed = resumed_after(run.steps)
     if resumed:
         text += f"; resumed after step {', '.join(f'{step:,}' for step in resumed)} (dotted line)"
-    fixed = [line for panel in PANELS for line in constants(run.steps, panel)]
+    fixed = all_constants(run.steps)
     return text + (f"\nconstant: {'; '.join(fixed)}" if fixed else "")
 
 

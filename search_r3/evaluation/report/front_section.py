@@ -6,7 +6,6 @@ Each answer is one sentence with 95% intervals, beside a forest plot of the best
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.publish.tables import MODE_LABELS
@@ -17,7 +16,7 @@ from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.page_elements import Answer, Front, Placeholder, Section
 from search_r3.evaluation.report.plot_parts import WIDTH, Plot
 from search_r3.evaluation.report.quality_section import EVALUATE
-from search_r3.evaluation.report.study_section import STUDY
+from search_r3.evaluation.report.study_section import STUDY, against_off
 from search_r3.evaluation.report.system_names import is_control, models_of, short_names, split_mode
 from search_r3.evaluation.suite import SMALL
 from search_r3.evaluation.systems import BASELINES
@@ -143,8 +142,7 @@ def _content(loaded: Results) -> str:
     """Whether the content of the reasoning matters, by the studies' control with another query's reasoning."""
     parts = []
     for study in loaded.studies:
-        rows: list[dict[str, Any]] = next((f["comparisons"] for f in study["families"] if f["against"] == "off"), [])
-        row = next((row for row in rows if row["mode"] == "shuffled"), None)
+        row = next((row for row in against_off(study) if row["mode"] == "shuffled"), None)
         if row:
             parts.append(f"{_signed(Estimate(row['difference'], row['low'], row['high']))} on {study['dataset']}")
     return f" With another query's reasoning instead: {', '.join(parts)}." if parts else ""

@@ -124,7 +124,7 @@ def chosen_plots(results: Results, width: int = README_WIDTH) -> dict[str, str]:
     """The plots that are written to files, by name, as far as there is data for them.
 
     "forest", "systems" and "reasoning" need runs; "controls", "budget", "latency" and "adaptive" a study (the first one
-    is used); "rewards" rollouts of two models; "training" a kept run.
+    is used); "rewards" rollouts of two models; "training" a kept run (its reward if logged, else its dev metrics).
     """
     plots = {"forest": front_section.forest(results, ranking(results), width)}
     plots |= {"systems": quality_section.systems_plot(results, "full", width)}
@@ -139,7 +139,8 @@ def chosen_plots(results: Results, width: int = README_WIDTH) -> dict[str, str]:
     if compared:
         plots["rewards"] = (rollout_section.reward_plots(*compared[0], width) or [""])[0]
     if results.runs:
-        plots["training"] = (training_section.run_plots(results.runs[-1], width, only=("dev", "reward")) or [""])[-1]
+        curves = (training_section.run_plots(results.runs[-1], width, only=(name,)) for name in ("reward", "dev"))
+        plots["training"] = next((plot for found in curves for plot in found), "")
     return {name: plot for name, plot in plots.items() if plot}
 
 

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from search_r3.evaluation.report.axes import Scale, number, padded, tick_labels
 from search_r3.evaluation.report.plot_parts import (
@@ -58,9 +59,11 @@ class Row:
     tone: str = ""
 
 
-def difference_mark(difference: float, low: float, high: float, significant: bool) -> Mark:
-    """A difference: green above 0 and red below it if significant, else hollow."""
-    return Mark(difference, low, high, ("up" if difference > 0 else "down") if significant else "unsure")
+def difference_mark(row: Mapping[str, Any], level: float) -> Mark:
+    """The difference of a `significance.Comparison` in dictionary form: green above 0 and red below it if its corrected
+    p-value is below `level`, else hollow."""
+    verdict = "up" if row["difference"] > 0 else "down"
+    return Mark(row["difference"], row["low"], row["high"], verdict if row["p_corrected"] < level else "unsure")
 
 
 def interval_plot(

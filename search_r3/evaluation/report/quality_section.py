@@ -237,7 +237,7 @@ def pair_plots(loaded: Results, width: int = WIDTH) -> list[str]:
     small = {r["dataset"] for r in loaded.records if few(r)}
     for model, short in models.items():
         rows = [row for row in loaded.pairs if row["model"] == model]
-        shown = [Row(row["dataset"], [_difference_mark(row)], GRAY * (row["dataset"] in small)) for row in rows]
+        shown = [Row(row["dataset"], [difference_mark(row, LEVEL)], GRAY * (row["dataset"] in small)) for row in rows]
         description = "; ".join(
             f"{r['dataset']} {signed(r['difference'])}, p {p_value(r['p_corrected'])}" for r in rows
         )
@@ -324,7 +324,8 @@ def _remarks_by_dataset(loaded: Results) -> list[str]:
 def _measure_table(
     loaded: Results, measure: str, caption: str, tests: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> Table:
-    systems = [system for system in _unique(r["system"] for r in loaded.records) if system not in _alone(loaded)]
+    alone = _alone(loaded)
+    systems = [system for system in _unique(r["system"] for r in loaded.records) if system not in alone]
     names = short_names(r["system"] for r in loaded.records)
     values = {(r["dataset"], r["system"]): r["measures"].get(measure) for r in loaded.records}
     if measure == RECALL_10:
@@ -391,10 +392,6 @@ def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
         if names
     ]
     return f"{summary}{' and '.join(parts)} (p < {LEVEL:g} after correction)."
-
-
-def _difference_mark(row: Mapping[str, Any]) -> Mark:
-    return difference_mark(row["difference"], row["low"], row["high"], row["p_corrected"] < LEVEL)
 
 
 def _difference(off: Sequence[float], on: Sequence[float]) -> list[float]:

@@ -70,7 +70,7 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
     plots = [control_plot(study), *budget_plots(study), *([plot] if (plot := adaptive_plot(study)) else [])]
     blocks.append(Figures([plot for plot in plots if plot]))
     blocks.append(Text(_adaptive_summary(study)))
-    blocks.append(_modes(study, families.get("off", []), name))
+    blocks.append(_modes(study, name))
     others = [
         Table(
             f"{name}-{against}",
@@ -95,13 +95,10 @@ def _study(study: Mapping[str, Any]) -> list[Any]:
 
 def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     """The difference of every mode from off, with its interval; "" without comparisons."""
-    rows = _against_off(study)
+    rows = against_off(study)
     if not rows:
         return ""
-    shown = [
-        Row(short_mode(r["mode"]), [difference_mark(r["difference"], r["low"], r["high"], r["p_corrected"] < LEVEL)])
-        for r in rows
-    ]
+    shown = [Row(short_mode(row["mode"]), [difference_mark(row, LEVEL)]) for row in rows]
     description = "; ".join(f"{row['mode']} {signed(row['difference'])}" for row in rows)
     title = f"Every mode against off, {study['dataset']}"
     note = "95% intervals; filled: p < 0.05 (Holm)"
@@ -109,13 +106,14 @@ def control_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     return interval_plot(plot, shown)
 
 
-def _against_off(study: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def against_off(study: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The comparisons of a study's modes with its mode "off"; empty if there are none."""
     return next((family["comparisons"] for family in study["families"] if family["against"] == "off"), ())
 
 
 def budget_gain_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     """What each budget of reasoning changes against off, with its interval; "" without comparisons."""
-    rows = {row["mode"]: row for row in _against_off(study)}
+    rows = {row["mode"]: row for row in against_off(study)}
     points = [point for point in study["budgets"] if point["budget"] is not None and point["mode"] in rows]
     if not points:
         return ""
@@ -216,8 +214,8 @@ def adaptive_plot(study: Mapping[str, Any], width: int = WIDTH) -> str:
     return line_plot(about, lines, mark=("mode auto", at) if at else None)
 
 
-def _modes(study: Mapping[str, Any], against_off: list[Any], name: str) -> Table:
-    rows = {row["mode"]: row for row in against_off}
+def _modes(study: Mapping[str, Any], name: str) -> Table:
+    rows = {row["mode"]: row for row in against_off(study)}
     best = max(score(mode["measures"][NDCG]) for mode in study["modes"])
     body: list[list[Cell | str]] = []
     for mode in study["modes"]:

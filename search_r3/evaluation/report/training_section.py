@@ -29,7 +29,9 @@ from search_r3.training_curves import (
     LOG_SPAN,
     PANELS,
     Panel,
+    all_constants,
     best_dev,
+    best_policies,
     constants,
     dev_intervals,
     dev_mean,
@@ -88,8 +90,7 @@ def _remarks(run: TrainingRun) -> str:
     resumed = [f"{step:,}" for step in resumed_after(run.steps)]
     if resumed:
         parts.append(f"Resumed after step {', '.join(resumed)}.")
-    fixed = [line for panel in PANELS for line in constants(run.steps, panel)]
-    if fixed:
+    if fixed := all_constants(run.steps):
         parts.append(f"Constant: {'; '.join(fixed)}.")
     return " ".join(parts)
 
@@ -177,9 +178,11 @@ def environment(loaded: Results) -> Section:
 
 
 def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -> list[str]:
-    """One plot per curve with a labeled line for each of `_shown_policies`; the table has the others."""
+    """One plot per curve with a labeled line for each of the `best_policies`; the table has the others."""
     plots = []
-    shown = _shown_policies(world)
+    means = world.get("policies") or {}
+    errors = {policy: (means.get(policy) or {}).get("error", math.inf) for policy in world.get("curves") or {}}
+    shown = best_policies(errors)
     for curve, label in ENVIRONMENT.items():
         lines = []
         for style, policy in enumerate(shown):
@@ -192,18 +195,6 @@ def environment_plots(name: str, world: Mapping[str, Any], width: int = WIDTH) -
             plot = Plot(f"{name}-{curve}", label[0].upper() + label[1:], description, "step", "", width)
             plots.append(line_plot(plot, lines, zero="error" in curve or curve == "age", direct_labels=True))
     return plots
-
-
-def _shown_policies(world: Mapping[str, Any]) -> list[str]:
-    """Of the policies with curves: "none", and the two others of the lowest mean reward error, without "full", which
-    re-encodes every row; variants ("selective, by age alone") count as one policy."""
-    curves, means = world.get("curves") or {}, world.get("policies") or {}
-    others = [policy for policy in curves if policy not in ("none", "full")]
-    others.sort(key=lambda policy: (means.get(policy) or {}).get("error", math.inf))
-    best: dict[str, str] = {}
-    for policy in others:
-        best.setdefault(policy.partition(",")[0], policy)
-    return [*list(best.values())[:2], *(policy for policy in curves if policy == "none")]
 
 
 def _step_lines(run: TrainingRun, panel: Panel) -> list[Series]:

@@ -6,18 +6,18 @@ read.
 
 from __future__ import annotations
 
-import email
-import email.policy
-import email.utils
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from email.message import EmailMessage, Message
+from typing import TYPE_CHECKING
 
 from search_r3.index.readers.document_reader import DocumentReader, SourceFile, UnreadableFile
 from search_r3.index.readers.html_reader import read_html
 from search_r3.index.source_document import Scalar, SourceDocument
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage, Message
 
 # A line "From " with a time begins a message where an empty line stands above it (RFC 4155); in a message it is written
 # ">From ".
@@ -68,7 +68,10 @@ def _name(raw: bytes) -> str:
 
 
 def _document(file: SourceFile, raw: bytes, part: str) -> SourceDocument | None:
-    message = email.message_from_bytes(raw, policy=email.policy.default)
+    from email import message_from_bytes
+    from email.policy import default
+
+    message = message_from_bytes(raw, policy=default)
     if not any(name in message for name in ("from", "to", "date", "subject")):
         return None
     metadata: dict[str, Scalar] = {name: value for name in HEADERS if (value := _header(message, name))}
@@ -93,14 +96,18 @@ def _header(message: EmailMessage, name: str) -> str:
 
 def _date(message: EmailMessage) -> str:
     """The date in ISO 8601, which sorts as text; "" without a valid one."""
+    from email.utils import parsedate_to_datetime
+
     try:
-        return email.utils.parsedate_to_datetime(_header(message, "date")).isoformat()
+        return parsedate_to_datetime(_header(message, "date")).isoformat()
     except (ValueError, TypeError, IndexError):
         return ""
 
 
 def _body(message: EmailMessage) -> str:
     """The text of a message and of those that are attached to it."""
+    from email.message import EmailMessage
+
     texts = [_own_text(message)]
     for part in message.walk():
         inner = part.get_payload(0) if part.get_content_type() == "message/rfc822" and part.is_multipart() else None

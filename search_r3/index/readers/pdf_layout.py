@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -229,11 +228,13 @@ def _row(runs: list[Run]) -> Run:
 
 def _paragraphs(region: list[Run]) -> Iterator[list[str]]:
     """The lines of each paragraph; "\\n" before a line keeps it apart, such as those of a list or a table."""
+    from statistics import median
+
     rows = [row for row in _rows(region) if row.text]
     if not rows:
         return
     distances = [above.middle - below.middle for above, below in itertools.pairwise(rows)]
-    usual = statistics.median(distances) if distances else 0.0
+    usual = median(distances) if distances else 0.0
     left, right = min(row.left for row in rows), max(row.right for row in rows)
     paragraph = [rows[0].text]
     for above, below, distance in zip(rows, rows[1:], distances, strict=False):

@@ -18,8 +18,8 @@ from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG, RECALL
-from search_r3.evaluation.report.html_page import render, sections, write_report
-from search_r3.evaluation.report.load_results import load_results
+from search_r3.evaluation.report.html_page import chosen_plots, render, sections, write_report
+from search_r3.evaluation.report.load_results import TrainingRun, load_results
 from search_r3.evaluation.rollouts.reasoning_rewards import EDGES, METRICS
 from search_r3.evaluation.study.study import families
 from search_r3.evaluation.suite import evaluate, evaluate_system, load_dataset, paths
@@ -273,6 +273,15 @@ def test_a_win_below_the_shown_documents_says_where_the_relevant_one_stands(resu
 def render_with(found, row) -> str:
     found.by_dataset["topics"].examples["mine"] = {"best": [], "worst": [row]}
     return render(found)
+
+
+def test_the_training_plot_shows_the_reward_if_it_was_logged(results, root):
+    found = load_results(results, None, root)
+    dev = [{"step": step, "dev": {"topics.dev.off": 0.5 + step / 10}} for step in (0, 1, 2, 3)]
+    steps = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+    for logged, title in ((steps, "Dev nDCG@10"), ([s | {"reward": s["loss"]} for s in steps], "Reward of rollouts")):
+        found.runs = [TrainingRun("mine", logged, dev, {})]
+        assert f">{title}</title>" in chosen_plots(found)["training"]
 
 
 def test_the_answers_are_open_and_everything_else_is_folded(page):

@@ -17,6 +17,12 @@ from search_r3.training_curves import spread
 
 PLOT = Plot("a plot/1", 'A <b> & "title"', "What it <shows>", "x", "y")
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+def compared(difference: float, p: float) -> dict[str, float]:
+    return {"difference": difference, "low": difference - 0.05, "high": difference + 0.1, "p_corrected": p}
+
+
 DRAWN = {
     "line": lambda: line_plot(
         PLOT, [Series("off <i>", [(0, 0.5), (1, 0.7)]), Series("on", [(0, 0.4), (1, 0.9)], 1)],
@@ -30,8 +36,8 @@ DRAWN = {
     "forest": lambda: interval_plot(PLOT, [Row("mean", [Mark(0.1, 0, 0.2), Mark(-0.1, -0.2, 0, "s1", 1)], "strong"),
                                            Row("few", [Mark(0.2, 0, 0.3, GRAY), Mark(0.1, shape=1)], GRAY)],
                                     ["BM25", "MiniLM"]),
-    "intervals": lambda: interval_plot(PLOT, [Row("on", [difference_mark(0.1, 0.05, 0.2, True)]),
-                                              Row("no", [difference_mark(-0.1, -0.3, 0, False)])]),
+    "intervals": lambda: interval_plot(PLOT, [Row("on", [difference_mark(compared(0.1, 0.01), 0.05)]),
+                                              Row("no", [difference_mark(compared(-0.1, 0.2), 0.05)])]),
     "histogram": lambda: histogram(PLOT, [0, 0.5, 1], [("before", [0.75, 0.25]), ("after", [0.5, 0.5])]),
     "gains": lambda: gain_plot(PLOT, [0.5, 0.0, -0.25, 0.0]),
     "scatter": lambda: scatter(PLOT, [("a", 10, 0.5), ("b", 1000, 0.6)], log_x=True),
