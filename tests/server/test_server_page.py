@@ -263,6 +263,33 @@ def test_marks_tell_the_words_of_the_question_from_those_of_the_reasoning(open_p
     assert page.locator("#one .snippet").text_content() == found["text"]
 
 
+def test_an_opened_passage_shows_how_its_neighbors_end_and_begin(open_page, tiny, tmp_path) -> None:
+    text = "".join(f"# The {word}\n\n{f'Some {word} is here. ' * 21}\n\n" for word in ("flour", "yeast", "oven"))
+    document = SourceDocument("baker's", "Baking", text, path="baking.md", kind="markdown", line=1)
+    build_index(tmp_path / "bread.index", [document], tiny, progress=False)
+    with running(lambda: Loaded.of(tiny, SearchIndex.open(tmp_path / "bread.index"))) as server:
+        page = open_page(server)
+        page.select_option("#mode", "text")
+        ask(page, "yeast")
+        page.click("#one .title")
+        before, after = page.locator("#one .beside").all()
+        eventually(lambda: before.text_content() and after.text_content())
+        assert before.text_content().startswith("… ")
+        assert before.text_content().strip().endswith("Some flour is here.")
+        assert len(before.text_content()) <= 242
+        assert after.text_content().startswith("# The oven")
+        assert after.text_content().endswith(" …")
+
+
+def test_a_question_of_which_only_a_part_was_read_says_so(open_page, site: Running) -> None:
+    page = open_page(site)
+    usage = {"prompt_tokens": 200, "completion_tokens": 3, "total_tokens": 203, "truncated_texts": 1}
+    give(page, [hit("a")], [hit("a")], usage=usage)
+    ask(page, "anything")
+    done(page)
+    assert page.locator("#status").text_content().endswith("Only the first 200 tokens of the question were read.")
+
+
 def test_the_nearest_sentence_is_tinted(open_page, site: Running) -> None:
     page = open_page(site)
     found = hit("a") | {"text": "One fish. Two birds! Three", "snippet": "One fish. Two birds! Three"}

@@ -1,18 +1,27 @@
 // Lists of hits: why each stands where it does, and what reasoning changed.
-// Text from the server or the index is only ever set as textContent.
+// Text from the server or the index only ever becomes text.
+import { fetchJson } from "./server.js";
 
-export function element(tag, className, text) {
+export function element(tag, className, ...content) {
+  // An element with texts and elements in it; null and "" are left out.
   const made = document.createElement(tag);
   if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
+  made.append(...content.filter(Boolean));
+  return made;
+}
+
+export function button(className, text, act) {
+  const made = element("button", className, text);
+  made.type = "button";
+  made.addEventListener("click", act);
   return made;
 }
 
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
-export function explained({ hits, explanation }) {
-  // The hits of a result, each with what the server says about it (`about`).
-  return hits.map((hit, i) => ({ ...hit, about: explanation?.hits[i] ?? {} }));
+export function explained({ hits, explanation, query }) {
+  // The hits of a result, each with the question and what the server says about it (`about`).
+  return hits.map((hit, i) => ({ ...hit, query, about: explanation?.hits[i] ?? {} }));
 }
 
 export function absence({ hits, explanation }) {
@@ -55,13 +64,15 @@ function movement({ change, was }) {
 
 function why(hit) {
   // The hit's rank and score in each list that has it, in words; the fused score only as a tooltip.
-  const line = element("p", "why");
   const { ranks, scores } = hit;
-  if (ranks.vector) line.append(element("span", "by meaning", `meaning #${ranks.vector} · cosine ${scores.vector.toFixed(2)}`));
-  if (ranks.text) line.append(element("span", "by words", `words #${ranks.text} · ${scores.text.toFixed(1)}`));
+  const line = element("p", "why",
+    ranks.vector && element("span", "by meaning", `meaning #${ranks.vector} · cosine ${scores.vector.toFixed(2)}`),
+    ranks.text && element("span", "by words", `words #${ranks.text} · ${scores.text.toFixed(1)}`));
   line.title = `score ${hit.score.toFixed(4)}`;
   return line;
 }
+
+const BESIDE = 240; // characters that are shown of a passage beside an opened one
 
 function fill(place, text, marks, near) {
   // Put `text` into `place` with its marks (start, end, whose word it is), and the range `near` tinted; in code points.
@@ -89,31 +100,40 @@ function snippetOf(hit) {
   return shown;
 }
 
+// A text in a filter (SQL).
+export const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
+
+function beside({ id, document: name, query }, step) {
+  // A paragraph, to be filled with the end of the passage before (-1) or the beginning of the one after (1).
+  const shown = element("p", "beside");
+  shown.dir = "auto";
+  const number = Number(id.slice(name.length + 1)) + step; // ids are "document#number"
+  const body = { query, where: `id = ${quoted(`${name}#${number}`)}`, k: 1, mode: "vector", reasoning: false };
+  if (id !== name && number > 0) fetchJson("v1/search", { body }).then(({ hits: [hit] }) => {
+    const points = Array.from(hit.text), part = step < 0 ? points.slice(-BESIDE) : points.slice(0, BESIDE);
+    shown.append(step < 0 ? "… " : "", part.join(""), step < 0 ? "" : " …");
+  }).catch(() => {}); // there is none
+  return shown;
+}
+
 function passageOf(hit) {
-  // The whole passage with its marks, where it is, and the documents that have the same text.
-  const shown = element("div", "whole"), text = element("p", "snippet");
+  // The whole passage with its marks, the ends of its neighbors, and where it is.
+  const text = element("p", "snippet");
   text.dir = "auto";
   text.tabIndex = 0;
   fill(text, hit.text, hit.about.marks ?? []);
-  shown.append(text);
   const place = hit.path && (hit.start_line > 0 ? `${hit.path}:${hit.start_line}-${hit.end_line}` : pageOf(hit));
-  if (place && navigator.clipboard) {
-    const copy = element("button", "copy", `Copy ${place}`);
-    copy.type = "button";
-    copy.addEventListener("click", () => navigator.clipboard.writeText(place).then(() => { copy.textContent = "Copied"; }));
-    shown.append(copy);
-  }
-  return shown;
+  const copy = place && navigator.clipboard && button("copy", `Copy ${place}`,
+    () => navigator.clipboard.writeText(place).then(() => { copy.textContent = "Copied"; }));
+  return element("div", "whole", beside(hit, -1), text, beside(hit, 1), copy);
 }
 
 function sameOf(hit) {
   // "+4 documents with the same text", which opens to their places; null if there are none.
   const same = hit.about.same ?? [];
   if (!same.length) return null;
-  const made = element("details", "same");
-  made.append(element("summary", "", `+${plural(same.length, "document")} with the same text`));
-  for (const one of same) made.append(element("p", "place", one.path ? one.path + (one.start_line > 0 ? `:${one.start_line}` : "") : one.document));
-  return made;
+  return element("details", "same", element("summary", "", `+${plural(same.length, "document")} with the same text`),
+    ...same.map((one) => element("p", "place", one.path ? one.path + (one.start_line > 0 ? `:${one.start_line}` : "") : one.document)));
 }
 
 export function sentencesOf(hit) {
@@ -140,16 +160,14 @@ const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.
 function item(row, name) {
   // One row of a list; its title opens and closes the passage.
   const { hit, rank } = row;
-  const made = element("li", `${row.change === "gone" ? "gone" : ""}${hit.about.weak ? " weak" : ""}`.trim()), body = element("div"), top = element("div", "top");
-  const place = placeOf(hit);
-  const title = element("button", "title", hit.title && hit.title !== hit.path ? hit.title : place || hit.id);
-  title.type = "button";
+  const place = placeOf(hit), { weak } = hit.about;
+  const title = button("title", hit.title && hit.title !== hit.path ? hit.title : place || hit.id, () => {
+    title.setAttribute("aria-expanded", String(!isOpen()));
+    swap(isOpen() ? passageOf(hit) : snippetOf(hit));
+  });
   title.dir = "auto";
   title.setAttribute("aria-expanded", "false");
-  top.append(title);
-  const moved = movement(row);
-  if (moved) top.append(moved);
-  if (hit.about.weak) top.append(element("span", "tag", "weak match"));
+  title.setAttribute("aria-controls", name);
   let passage = snippetOf(hit);
   passage.id = name;
   const swap = (next) => {
@@ -159,18 +177,9 @@ function item(row, name) {
   };
   const isOpen = () => title.getAttribute("aria-expanded") === "true";
   hit.redraw = () => isOpen() || swap(snippetOf(hit));
-  title.setAttribute("aria-controls", name);
-  title.addEventListener("click", () => {
-    title.setAttribute("aria-expanded", String(!isOpen()));
-    swap(isOpen() ? passageOf(hit) : snippetOf(hit));
-  });
-  body.append(top);
-  if (place && place !== title.textContent) body.append(element("p", "place", place));
-  body.append(why(hit), passage);
-  const same = sameOf(hit);
-  if (same) body.append(same);
-  made.append(element("span", "rank", rank === null ? "" : `${rank}.`), body);
-  return made;
+  const top = element("div", "top", title, movement(row), weak && element("span", "tag", "weak match"));
+  const body = element("div", "", top, place !== title.textContent && place && element("p", "place", place), why(hit), passage, sameOf(hit));
+  return element("li", `${row.change === "gone" ? "gone" : ""}${weak ? " weak" : ""}`.trim(), element("span", "rank", rank && `${rank}.`), body);
 }
 
 export function showRows(list, rows) {

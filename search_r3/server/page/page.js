@@ -1,13 +1,12 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
-// The address holds the question and its options. No libraries, no build step.
+// The address holds the question and its options.
 import { AskError, fetchJson, inWords, search, session, stored, themeButton, vectors } from "./server.js";
-import { absence, element, explained, figures, merged, milliseconds, plural, sentencesOf, showRows, sizes, verdict } from "./hits.js";
+import { absence, button, element, explained, figures, merged, milliseconds, plural, quoted, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
 const MOST_RESULTS = 1000;
 const MORE = 5;
-const QUESTION_TOKENS = 512; // as many of a question are read
 const READ = 120; // characters that are shown of a passage that was read
 const TINTED = 5; // hits of which the nearest sentence is tinted
 const POLL = 2000; // milliseconds between checks of a server that is still loading
@@ -77,12 +76,10 @@ function writeAddress(push) {
 }
 
 function filter() {
-  // The API's `where` for the chosen folder and kind of file. A quote in a name is doubled, as in SQL.
-  const like = (pattern) => `path LIKE '${pattern.replaceAll("'", "''")}'`;
-  const parts = [];
-  if ($("folder").value) parts.push(like(`${$("folder").value}%`));
-  if ($("type").value) parts.push(like(`%${$("type").value}`));
-  return parts.length ? parts.join(" AND ") : null;
+  // The API's `where` for the chosen folder and kind of file; null for all.
+  const folder = $("folder").value, type = $("type").value;
+  const patterns = [folder && `${folder}%`, type && `%${type}`].filter(Boolean);
+  return patterns.map((pattern) => `path LIKE ${quoted(pattern)}`).join(" AND ") || null;
 }
 
 const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
@@ -233,7 +230,7 @@ function endOfReasoning(result, { reasoning: budget, reasoning_text: given }) {
 }
 
 function summary({ off, on }) {
-  const cut = off.usage.prompt_tokens >= QUESTION_TOKENS ? ` Only the first ${QUESTION_TOKENS} tokens of the question were read.` : "";
+  const cut = off.usage.truncated_texts ? ` Only the first ${off.usage.prompt_tokens} tokens of the question were read.` : "";
   const one = plural(off.hits.length, "result");
   const text = on
     ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}${on.remembered_ms ? " (remembered)" : ""}.`
@@ -323,11 +320,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-function addOption(field, value, text) {
-  const option = element("option", "", text);
-  option.value = value;
-  field.append(option);
-}
+const addOption = (field, value, text) => field.append(new Option(text, value));
 
 function offer(limits, mayRead) {
   // The kinds and budgets of reasoning that the server allows.
@@ -370,15 +363,10 @@ async function describe() {
   offerFilter("folder", "all folders", found.folders);
   offerFilter("type", "of all kinds", found.types);
   if (!found.headings.length) return;
-  $("examples").replaceChildren(element("p", "", "For example:"), ...found.headings.map((heading) => {
-    const made = element("button", "example", heading);
-    made.type = "button";
-    made.addEventListener("click", () => {
-      $("question").value = heading;
-      start();
-    });
-    return made;
-  }));
+  $("examples").replaceChildren(element("p", "", "For example:"), ...found.headings.map((heading) => button("example", heading, () => {
+    $("question").value = heading;
+    start();
+  })));
 }
 
 async function load() {
@@ -390,8 +378,7 @@ async function load() {
       if (health.status === "loading" || health.status === "index_unavailable") setTimeout(load, POLL);
       return;
     }
-    $("model").textContent = health.model ?? "";
-    $("model").title = health.model ?? "";
+    $("model").textContent = $("model").title = health.model ?? "";
     $("status").textContent = "";
     $("no-index").hidden = health.index;
     $("ask").hidden = !health.index;
