@@ -87,7 +87,7 @@ PANELS = (
                                            "direct": "direct"}),
     Panel("dev-reward", "dev live reward (dashed: direct)",
           dev={"reward": "with reasoning", "reward_direct": "direct"}),
-    Panel("gain", "gain over the direct reward", {"gain": "rollouts"}, dev={"gain": "held out"}),
+    Panel("gain", "gain over direct reward", {"gain": "rollouts"}, dev={"gain": "held out"}),
     Panel("high-reward", "rollouts above 0.5", {"dcg_scaled_high": "DCG scaled", "dcg_high": "nDCG"}, share=True),
     Panel("emission", "rollouts", {"emission": "with the token", "distinct": "distinct",
                                    "zero_variance": "groups all equal"}, share=True),

@@ -271,6 +271,15 @@ def test_closing_marks_are_not_alone():
     assert "});" in chunks[-1].text
 
 
+def test_no_chunk_of_markdown_has_only_headings_and_closing_tags():
+    part = f"<details>\n<summary>More</summary>\n\n{PARAGRAPH}\n\n</details>\n\n"
+    text = "".join(f"# Part {i}\n\n## Rooms\n\n{PARAGRAPH * (1 + i)}\n\n{part}" for i in range(6))
+    chunks = chunk_document(SourceDocument("d", "d.md", f"{text}## What crosses the rooms\n", kind="markdown"))
+    assert len(chunks) > 6
+    for chunk in chunks:
+        assert any(line and not line.startswith(("#", "<")) for line in chunk.text.splitlines()), chunk.text
+
+
 # ---------------------------------------------------------------------------------------------------------------- ids
 
 
