@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
 from search_r3.cli.index import FastDtypeOption, load_fast
+from search_r3.cli.live import check_options, open_terminal, search_live
 from search_r3.cli.options import (
     AUTO,
     EXIT_NOTHING_FOUND,
@@ -39,7 +39,7 @@ from search_r3.progress import on_terminal
 
 if TYPE_CHECKING:
     from search_r3.index.cached_index import CachedIndex
-    from search_r3.index.run_search import SearchResult
+    from search_r3.index.run_search import SearchOptions, SearchResult
     from search_r3.model.searchr3 import SearchR3
 
 CONNECT_SECONDS = 2.0
@@ -72,7 +72,13 @@ def ask(
     path: Annotated[
         str, typer.Argument(callback=expand_home, help="A folder of text files, a BEIR folder, or a file.")
     ],
-    question: Annotated[str, typer.Argument(help="What to ask, in quotes; put text that begins with a dash after --.")],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to ask, in quotes; put text that begins with a dash after --. Without it, you search while you "
+            "type, with a preview."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     reasoning: ReasoningOption = Reasoning.on,
     budget: Budget = 32,
@@ -86,12 +92,13 @@ def ask(
 
     The index is kept in the cache folder (SEARCH_R3_CACHE, by default ~/.cache/search-r3), one for each folder and
     model. If a server runs for that index, it answers, and no model is loaded: the last line names the command
-    that starts one. The times of all parts are printed too. Exit code 1 means that nothing was found.
+    that starts one. The times of all parts are printed too. Exit code 1 means that nothing was found, or chosen.
 
     \b
     Example:  search-r3 ask ~/notes "where did we decide on the license"
     Next:     search-r3 index PATH --into FOLDER for an index of your own, with filters and several sources
     """
+    check_options(question is None, question, json=as_json)
     silence_transformers()
     let_idle_threads_sleep()
     from search_r3.index.cached_index import CachedIndex
@@ -103,6 +110,10 @@ def ask(
     with watch.part("files"):
         kept = CachedIndex.of(path, name)
         current = kept.up_to_date
+    if question is None:
+        loading = name, device, dtype, engine
+        _ask_live(kept, current, loading, watch, k=k, reasoning=reasoning, budget=budget)
+        return
     url = running_server(kept.folder) if current else None
     result = None
     if url is not None:
@@ -116,6 +127,41 @@ def ask(
         print_json(result.to_dict() | {"index": str(kept.folder), "server": url, "timings_ms": watch.total()})
         return
     _print(kept, result, watch, url)
+
+
+def _ask_live(
+    kept: CachedIndex,
+    current: bool,
+    loading: tuple[str, str | None, Dtype, str],
+    watch: Stopwatch,
+    *,
+    k: int,
+    reasoning: Reasoning,
+    budget: int,
+) -> None:
+    """Bring the index up to date unless it is `current`, and search it while the user types."""
+    from search_r3.index.search_index import SearchIndex
+
+    open_terminal()  # before minutes of indexing
+    model = None if current else _load_and_update(kept, loading, watch)
+
+    def load() -> SearchR3:
+        loaded = model or load_fast(*loading)
+        reasoning.chosen(loaded)
+        return loaded
+
+    options: SearchOptions = {"k": k, "reasoning": reasoning.chosen(None), "max_reasoning_tokens": budget}
+    search_live(SearchIndex.open_snapshot(kept.folder), load, "", kept.find_file, **options)
+
+
+def _load_and_update(kept: CachedIndex, loading: tuple[str, str | None, Dtype, str], watch: Stopwatch) -> SearchR3:
+    """Load the model and bring the index up to date with it."""
+    if on_terminal():
+        print_progress(f"indexing {kept.source.path}: loading the model ...")
+    with watch.part("model"):
+        model = load_fast(*loading)
+    _update(kept, model, watch)
+    return model
 
 
 def _answer(
@@ -133,12 +179,11 @@ def _answer(
     from search_r3.index.index_info import ModelMismatch
     from search_r3.index.search_index import SearchIndex
 
-    if not current and on_terminal():
-        print_progress(f"indexing {kept.source.path}: loading the model ...")
-    with watch.part("model"):
-        model = load_fast(*loading)
-    if not current:
-        _update(kept, model, watch)
+    if current:
+        with watch.part("model"):
+            model = load_fast(*loading)
+    else:
+        model = _load_and_update(kept, loading, watch)
 
     def search() -> SearchResult:
         chosen = reasoning.chosen(model)
@@ -203,13 +248,7 @@ def ask_server(url: str, question: str, *, k: int, reasoning: Reasoning, budget:
 def _print(kept: CachedIndex, result: SearchResult, watch: Stopwatch, url: str | None) -> None:
     from search_r3.index.results.terminal_page import print_result
 
-    root = kept.source.path if kept.source.path.is_dir() else kept.source.path.parent
-
-    def find_file(path: str) -> Path | None:
-        file = root / path
-        return file.resolve() if file.is_file() else None
-
-    print_result(result, find_file=find_file)
+    print_result(result, find_file=kept.find_file)
     parts = ", ".join(f"{name} {_time(ms)}" for name, ms in watch.total().items())
     print_progress(f"timed: {parts}")
     if url is None and on_terminal():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search_r3.cli.index_maintenance import Index
+from search_r3.cli.live import check_options, search_live
 from search_r3.cli.options import (
     AUTO,
     EXIT_NOTHING_FOUND,
@@ -35,7 +36,7 @@ from search_r3.errors import InputError
 from search_r3.rank_fusion import VECTOR_WEIGHT
 
 if TYPE_CHECKING:
-    from search_r3.index.run_search import SearchResult
+    from search_r3.index.run_search import SearchOptions, SearchResult
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.searchr3 import SearchR3
     from search_r3.rerankers.base import Reranker
@@ -59,12 +60,18 @@ class TooLongQuery(StrEnum):
 def search(
     index: Index,
     query: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help='What to search for, in quotes; "-" reads it from standard input; put text that begins with a dash '
             "after --."
         ),
-    ],
+    ] = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive", "-i", help="Search while you type, with a preview; Enter prints the place of a hit."
+        ),
+    ] = False,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
     vector_weight: Annotated[
@@ -128,12 +135,16 @@ def search(
 
     The query must be embedded by the model that made the index; other models are refused. Mode text needs no model.
     Each result has the cosine of its meaning and the score of its words (BM25), and with --rerank the relevance that
-    the cross-encoder gives it. Exit code 1 means that nothing was found.
+    the cross-encoder gives it. Exit code 1 means that nothing was found, or with --interactive that nothing was chosen.
 
     \b
     Example:  search-r3 search notes-index "which license did we choose" --where "path LIKE '%.md'"
-    Next:     compare with --no-reasoning and with --mode text
+    Next:     compare with --no-reasoning and with --mode text; search while you type with --interactive
     """
+    check_options(
+        interactive, query, json=as_json, files=files, writer=writer, rerank=rerank, reranker=reranker,
+        min_score=min_score,
+    )  # fmt: skip
     silence_transformers()
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
@@ -151,35 +162,41 @@ def search(
         check_given(writer or reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
         if mode is not Mode.vector:
             opened.backend.check_text()
-    if query == "-":
-        query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
-    loaded = None
-    if mode is not Mode.text:
+    options: SearchOptions = {
+        "k": k if ordering is None else ordering.count,
+        "mode": mode.value,
+        "reasoning": reasoning.chosen(None),
+        "max_reasoning_tokens": budget,
+        "reasoning_text": reasoning_text,
+        "where": where,
+        "exact": exact,
+        "chunks": chunks,
+        "vector_weight": vector_weight,
+        "read": read,
+        "hops": hops,
+        "explained": not as_json,
+    }
+
+    def load_reader() -> Any:
         name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
         loaded = load(name, device, dtype, engine)
+        reasoning.chosen(loaded)  # it may have no such mode
+        return limit_queries(loaded, max_tokens, too_long, budget)
+
+    by_meaning = mode is not Mode.text
+    if interactive or query is None:
+        search_live(opened, load_reader if by_meaning else None, query or "", opened.find_file, **options)
+        return
+    if query == "-":
+        query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
+    reader = load_reader() if by_meaning else None
     if ordering is not None:
         ordering.load(device)
-    reader = None if loaded is None else limit_queries(loaded, max_tokens, too_long, budget)
     cost: dict[str, Any] = {}
     if writer is not None:
-        (reasoning_text,), cost["writer"] = write_reasoning(writer, [query], device, dtype)
+        (options["reasoning_text"],), cost["writer"] = write_reasoning(writer, [query], device, dtype)
     with damage_explained(index):
-        result = opened.search(
-            query,
-            reader,
-            k=k if ordering is None else ordering.count,
-            mode=mode.value,
-            reasoning=reasoning.chosen(loaded),
-            max_reasoning_tokens=budget,
-            reasoning_text=reasoning_text,
-            where=where,
-            exact=exact,
-            chunks=chunks,
-            vector_weight=vector_weight,
-            read=read,
-            hops=hops,
-            explained=not as_json,
-        )
+        result = opened.search(query, reader, **options)
     if ordering is not None:
         result = ordering.best(result)
     _warn(opened, reader)

@@ -63,6 +63,12 @@ class CachedIndex:
         """
         atomic_write_text(self._kept, json.dumps(self.listing))
 
+    def find_file(self, path: str) -> Path | None:
+        """The file that a hit's path names, if it is still there."""
+        root = self.source.path if self.source.path.is_dir() else self.source.path.parent
+        file = root / path
+        return file.resolve() if file.is_file() else None
+
     @property
     def _kept(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.files.json")

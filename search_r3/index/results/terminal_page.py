@@ -42,13 +42,13 @@ def print_result(
     for passage in result.read:
         console.print(_passage_read(passage), end="\n\n" if passage is result.read[-1] else "\n")
     if result.reasoning is not None:
-        trace = Text("reasoning: ", style="cyan").append(_one_line(result.reasoning.text), style="italic")
+        trace = Text("reasoning: ", style="cyan").append(one_line(result.reasoning.text), style="italic")
         ended = ", cut off" if result.reasoning.forced else ""
         console.print(trace.append(f"  ({result.reasoning.num_tokens} tokens{ended})", style="dim"), end="\n\n")
     if not result.hits:
-        console.print(Text(_why_nothing(result, filtered)), soft_wrap=True)
+        console.print(Text(nothing_found(result, filtered)), soft_wrap=True)
     explained = result.explanation.hits if result.explanation is not None else [None] * len(result.hits)
-    for warning in _warnings(result):
+    for warning in warnings_of(result):
         console.print(Text(warning, style="yellow"), soft_wrap=True)
     for rank, (hit, about) in enumerate(zip(result.hits, explained, strict=True), start=1):
         head = _head(hit, find_file)
@@ -70,7 +70,7 @@ def print_result(
 
 def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
     """Title, file with line or page, and the scores; a title that is the file's path is not printed twice."""
-    title, path = _one_line(hit.title or hit.document), _one_line(hit.path)
+    title, path = one_line(hit.title or hit.document), one_line(hit.path)
     head = Text()
     if not path or title != path:
         head.append(title, style="bold")
@@ -78,24 +78,28 @@ def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
         file = find_file(hit.path)
         link = Style(color="cyan", bold=not head, link=file.as_uri() if file is not None else None)
         head.append("  " if head else "").append(place_of(path, hit.snippet_line, hit.metadata), style=link)
-    scores = ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
-    return head.append(f"  {scores}", style="dim")
+    return head.append(f"  {scores_of(hit)}", style="dim")
 
 
-def _warnings(result: SearchResult) -> list[str]:
+def scores_of(hit: Hit) -> str:
+    """ "cosine 0.74, words 5.8", as far as the hit has them."""
+    return ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
+
+
+def warnings_of(result: SearchResult) -> list[str]:
     """What a reader should know before the hits: that none fits well, and which words occur nowhere."""
     explanation = result.explanation
     if explanation is None or not result.hits:
         return []
     lines = ["nothing here matches well"] if all(hit.weak for hit in explanation.hits) else []
     if explanation.missing_words:
-        lines.append(f"in no document: {', '.join(map(_one_line, explanation.missing_words))}")
+        lines.append(f"in no document: {', '.join(map(one_line, explanation.missing_words))}")
     return [*lines, ""] if lines else []
 
 
 def _same(about: HitExplanation) -> str:
     count = len(about.same)
-    names = ", ".join(_one_line(passage.path or passage.document) for passage in about.same[:MOST_NAMED])
+    names = ", ".join(one_line(passage.path or passage.document) for passage in about.same[:MOST_NAMED])
     more = ", ..." if count > MOST_NAMED else ""
     return f"+{count} {'document' if count == 1 else 'documents'} with the same text: {names}{more}"
 
@@ -109,7 +113,7 @@ def _print_indented(console: Console, line: Text, first: str) -> None:
         console.print(Text(first if number == 0 else " " * len(first)).append_text(part), soft_wrap=True)
 
 
-def _why_nothing(result: SearchResult, filtered: bool) -> str:
+def nothing_found(result: SearchResult, filtered: bool = False) -> str:
     """What to try after a search without hits."""
     where = " among those that --where selects" if filtered else ""
     if result.mode == "text":
@@ -120,11 +124,12 @@ def _why_nothing(result: SearchResult, filtered: bool) -> str:
 
 def _passage_read(passage: ReadPassage) -> Text:
     """One line: where the passage is from, and how what was read of it begins."""
-    name = _one_line(passage.title or passage.document)
-    text = _one_line(passage.text).removeprefix(name).strip()
+    name = one_line(passage.title or passage.document)
+    text = one_line(passage.text).removeprefix(name).strip()
     shown = text if len(text) <= SHOWN else text[:SHOWN].rstrip() + "..."
     return Text("read: ", style="cyan").append(name, style="bold").append(f"  {shown}", style="dim")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
