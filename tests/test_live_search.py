@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,16 +68,20 @@ def test_each_step_replaces_the_answer_of_the_one_before() -> None:
 
 def test_only_the_newest_question_is_answered() -> None:
     asked: list[str] = []
+    gate = threading.Event()
 
     def slow(question: str) -> Any:
         asked.append(question)
-        time.sleep(0.05)
+        assert gate.wait(100)
         return question
 
     async def script(search: LiveSearch) -> None:
-        for question in ("s", "se", "sea", "seal"):
+        search.ask("s")
+        await until(lambda: asked)
+        for question in ("se", "sea", "seal"):
             search.ask(question)
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
+        gate.set()
         await until(lambda: search.result == "seal")
 
     assert answering([Step(slow)], script).result == "seal"
@@ -85,12 +89,12 @@ def test_only_the_newest_question_is_answered() -> None:
 
     async def hasty(search: LiveSearch) -> None:
         search.ask("a")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         search.ask("b")
         await until(lambda: search.result == "b")
 
     asked.clear()
-    answering([Step(slow, wait=0.05)], hasty)
+    answering([Step(slow, wait=0.2)], hasty)
     assert asked == ["b"]  # no pause after "a"
 
 
