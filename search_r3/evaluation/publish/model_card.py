@@ -30,6 +30,8 @@ from search_r3.training_curves import read_log
 HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 RANKING = {"multi_positive": "multi-positive InfoNCE", "lambda": "LambdaLoss", "approx_ndcg": "ApproxNDCG"}
 """Values of a recipe's `ranking_loss` and the usual names of these losses."""
+RESTRICTED = {"nfcorpus": "free for academic use"}
+"""Data sets with terms of use that a user of an adapter must know."""
 DEV_COMPARISONS = ("ablations", "candidates")
 """Names of the JSON files that `benchmarks/dev_sets.py --json` writes into a kept run, for the card."""
 MANIFESTS = ("pairs.manifest.json", "selection.manifest.json")
@@ -178,7 +180,7 @@ def _for_queries_alone(contract: dict[str, Any]) -> str:
         return ""
     name = contract["documents"]["name"]
     return (
-        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded with it, and indexes that were "
+        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded when it is needed, and indexes that were "
         f"built with `{name}` are searched as they are."
     )
 
@@ -409,6 +411,10 @@ def _limits(config: dict[str, Any], ours: Sequence[dict[str, Any]], manifest: di
     for name in sorted(seen):
         kinds = ", ".join(s["kind"] for s in manifest["sources"] if s.get("dataset") == name)
         lines.append(f"Training pairs were made from {name} ({kinds}), never from its test queries: keep that in mind.")
+    used = {s.get("dataset") for s in manifest.get("sources", [])}
+    for name, terms in RESTRICTED.items():
+        if name in used:
+            lines.append(f"{name}, which it was trained on, is {terms}: ask its authors before you use this otherwise.")
     reinforced = {s["dataset"] for s in config.get("trained_on", []) if "dataset" in s}
     for name in sorted(reinforced & {r["dataset"].removesuffix(".small") for r in ours}):
         lines.append(f"Stage 2 trained on {name}'s training queries with {name}'s documents: keep that in mind.")

@@ -30,7 +30,7 @@ INCOMPLETE = "†"
 """Marks a data set with relevant documents that are not in its corpus."""
 STAGES = ("base", "sft", "grpo")
 LABELS = {"bm25": "BM25", "all-minilm-l6-v2": "all-MiniLM-L6-v2"}
-STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2"}
+STAGE_LABELS = {"base": "base", "sft": "stage 1", "grpo": "stage 2", "v2": "v2"}
 MODE_LABELS = {"off": "direct", "on": "with reasoning", "latent": "in latent steps",
                "given": "with given reasoning", "written": "with another model's reasoning", "read": "reading",
                "read+on": "reading, with reasoning", "read-2": "reading twice"}  # fmt: skip

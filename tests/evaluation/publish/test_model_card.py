@@ -37,6 +37,16 @@ def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path
         assert said in written, said
 
 
+def test_the_card_names_the_terms_of_what_it_was_trained_on(run: Path, adapter: Path, tmp_path: Path) -> None:
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
+    assert "academic use" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+    source = manifest["sources"][0] | {"dataset": "nfcorpus"}
+    (tmp_path / "kept" / "pairs.manifest.json").write_text(json.dumps(manifest | {"sources": [source]}))
+    written = card(adapter, tmp_path / "kept", tmp_path / "results")
+    assert "nfcorpus, which it was trained on, is free for academic use" in written
+
+
 def test_the_card_shows_what_was_compared_on_dev(run: Path, adapter: Path, tmp_path: Path) -> None:
     keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
     assert "## Candidates" not in card(adapter, tmp_path / "kept", tmp_path / "results")
