@@ -180,8 +180,8 @@ def _for_queries_alone(contract: dict[str, Any]) -> str:
         return ""
     name = contract["documents"]["name"]
     return (
-        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded when it is needed, and indexes that "
-        f"were built with `{name}` are searched as they are."
+        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded when it is needed, and indexes "
+        f"that were built with `{name}` are searched as they are."
     )
 
 
