@@ -124,7 +124,7 @@ class LiveView:
         from prompt_toolkit.layout.controls import BufferControl
         from prompt_toolkit.layout.processors import BeforeInput
 
-        def shown(text: Callable[[], Fragments], **options: Any) -> Window:
+        def shown(text: Callable[[], Any], **options: Any) -> Window:
             return Window(FormattedTextControl(text), ignore_content_width=True, **options)
 
         hits = shown(lambda: hit_lines(self.live.result, self.chosen))
