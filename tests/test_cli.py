@@ -14,7 +14,7 @@ import typer
 from processes import run
 
 from search_r3 import __version__
-from search_r3.cli import commands, main
+from search_r3.cli import commands, main, search
 from search_r3.cli.grouped_help import GROUPS
 from search_r3.cli.options import Reasoning
 
@@ -148,7 +148,7 @@ def test_reasoning_auto_needs_a_model_with_a_rule(made, tiny_model, capsys):
 
 
 def test_search_by_words_needs_no_model_and_prints_a_page(made, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "load", lambda *a: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(search, "load", lambda *a: pytest.fail("a model was loaded"))
     assert main(["search", str(made), "flour", "--mode", "text"]) == 0
     page = capsys.readouterr().out
     assert "1. Baking" in page

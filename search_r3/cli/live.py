@@ -62,7 +62,9 @@ def check_options(live: bool, question: str | None, **of_one_question: object) -
         InputError: there is neither a question nor a live view, or one of those options is given to the view.
     """
     if not live and question is None:
-        raise InputError("the query is missing; give one, or search while you type with --interactive")
+        raise InputError(
+            "the query is missing; give one, or search while you type with --interactive (see search-r3 search --help)"
+        )
     for name, value in of_one_question.items():
         if live and value is not None and value is not False:
             raise InputError(f"--{name.replace('_', '-')} needs one question, not a search while you type")

@@ -13,10 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from search_r3.errors import InputError
-from search_r3.index.run_search import SearchResult
+
+if TYPE_CHECKING:
+    from search_r3.index.run_search import SearchResult
 
 T = TypeVar("T")
 PAUSE = 0.4

@@ -8,17 +8,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import eventually
+from processes import eventually, start
 
 from search_r3 import InputError, SearchR3
 from search_r3.integrations.index_searcher import IndexSearcher
@@ -138,28 +136,20 @@ def test_a_network_address_needs_the_names_that_lead_to_it() -> None:
 def test_the_command_serves_until_it_is_told_to_stop(tiny_index: Path) -> None:
     asked = CALL | {"method": "tools/call", "params": {"name": "status", "arguments": {}}}
     command = [sys.executable, "-m", "search_r3", "mcp", str(tiny_index), "--http", "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "SEARCH_R3_API_KEY": "k"})
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("MCP: http://127.0.0.1:"), line
-        assert "/mcp" in process.stderr.readline()
+    with start(command, env={**os.environ, "SEARCH_R3_API_KEY": "k"}) as process:
+        line = process.line(r"MCP: http://127\.0\.0\.1:\d+/mcp", "stderr")
         port = int(line.split("/mcp")[0].rpartition(":")[2])
-        until = time.monotonic() + 60
-        while True:
-            try:
-                status, body = post(port, asked, Authorization="Bearer k")
-                break
-            except ConnectionError:
-                assert time.monotonic() < until
-                time.sleep(0.2)
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(listens, 60)
+        status, body = post(port, asked, Authorization="Bearer k")
         assert status == 200
         assert json.loads(body)["result"]["structuredContent"]["passages"] == 5
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_options_of_http_need_http(tiny_index: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_calls_of_several_threads_get_their_own_scores(reranker: CrossEncoderRer
     def ask() -> None:
         found.append(reranker.score(QUERY, DOCUMENTS).raw)
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

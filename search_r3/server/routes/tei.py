@@ -37,7 +37,7 @@ EMBED: dict[str, Any] = {
 }
 
 
-@router.post("/", operation_id="teiPredict", summary="The same, where Hugging Face's InferenceClient posts", **EMBED)
+@router.post("/", include_in_schema=False, **EMBED)  # where Hugging Face's InferenceClient posts; GET is the page
 @router.post("/embed", operation_id="teiEmbed", summary="Embed texts, for TEI's clients", **EMBED)
 async def tei_embed(request: Request) -> Response:
     service = service_of(request)

@@ -337,7 +337,7 @@ def test_nobody_else_can_ask_it(model: SearchR3) -> None:
 
     address = model.engine._server._address
     assert address.hostname == "127.0.0.1"
-    connection = http.client.HTTPConnection(address.hostname, address.port)
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
     connection.request("POST", "/v1/embeddings", '{"input": "x"}', {"Authorization": "Bearer guess"})
     assert connection.getresponse().status == 401
     connection.close()
