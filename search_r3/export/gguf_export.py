@@ -31,8 +31,13 @@ def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:
         model: a loaded SearchR3 model.
 
     Raises:
-        InputError: see `write_gguf`; or llama.cpp gives other embeddings.
+        InputError: see `write_gguf`; the engine has another precision than the weights; or llama.cpp gives other
+            embeddings.
     """
+    if model.engine_spec.precision is not None:  # the golden vectors would have that precision
+        raise InputError(
+            f"a model on the {model.engine_spec.name} engine cannot be exported as GGUF; load it with engine torch"
+        )
     own = model.documents is model
     _write(folder, model, outtype, SIDES if own else SIDES[1:])
     if not own:

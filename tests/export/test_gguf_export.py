@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,10 @@ def test_the_texts_of_the_readme_give_the_same(server: object, exported: Path, a
         ("query", adapter.encode_query(TEXTS, reasoning=False)),
     ):
         prefix, suffix = shown[side]
-        rows = [server.tokenize(prefix + text + suffix, special=True) for text in TEXTS]
-        found = distances(server.embed(rows), expected)
-        assert np.delete(found, SPECIAL).max() < NEAR
+        with server._post("/v1/embeddings", {"input": [prefix + text + suffix for text in TEXTS]}) as response:
+            answered = json.loads(response.read())["data"]
+        found = distances(np.array([one["embedding"] for one in answered]), expected)
+        assert np.delete(found, SPECIAL).max() < NEAR < found[SPECIAL]
     ids = [server.tokenize(text) for text in TEXTS]
     assert ids == adapter.token_rows(TEXTS), "the ids of a text alone, whatever it spells"
     embed = [adapter.contract.embed_token_id]
@@ -140,6 +142,10 @@ def test_a_file_that_embeds_otherwise_is_not_kept(
     adapter: SearchR3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install 'search-r3[llama-cpp]'")
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter, "engine_spec", replace(adapter.engine_spec, name="int8", precision="int8"))
+        with pytest.raises(InputError, match=r"^a model on the int8 engine cannot be exported as GGUF; load it with "):
+            export_model(adapter, tmp_path / "out", "gguf")
     monkeypatch.setitem(gguf_export.TOLERANCE, "q8_0", 1e-9)
     with pytest.raises(InputError, match=r"^llama.cpp's embeddings are up to [\d.e-]+ from tiny-adapter's, over 1e-09"):
         export_model(adapter, tmp_path / "out", "gguf")
