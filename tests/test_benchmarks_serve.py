@@ -177,7 +177,8 @@ def test_every_part_is_measured_and_the_report_is_whole(
 @pytest.mark.nightly
 def test_the_server_of_llama_cpp_is_asked_the_same(run: Callable[..., dict[str, Any]]) -> None:
     pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install 'search-r3[llama-cpp]'")
-    found = run("--only", "llama")["figures"]["llama"]
+    # With two threads on a busy machine, each waits for the other at every operation: a minute for eight documents.
+    found = run("--only", "llama", "--threads", "1")["figures"]["llama"]
     peer = "llama.cpp's server"
     for system in ("torch", peer):
         assert found["start"][system]["seconds"] > 0
