@@ -226,7 +226,7 @@ def reasoned_loop(
                 if query is None:
                     return
                 try:
-                    whole, first = _reasoned(connection, around[0] + query + around[1], budget)
+                    whole, first = _reasoned(server, connection, around[0] + query + around[1], budget)
                 except BaseException as error:
                     faults.append(error)
                     return
@@ -246,15 +246,16 @@ def reasoned_loop(
     return Loop(seconds, latencies, []), soon
 
 
-def _reasoned(connection: Connection, prompt: str, budget: int) -> tuple[float, float]:
+def _reasoned(server: LlamaServerProcess, connection: Connection, prompt: str, budget: int) -> tuple[float, float]:
     """Seconds of the generation and the embedding behind it, and until the first token."""
     embed_token = "<|embed_token|>"
     started = time.perf_counter()
     body = {"prompt": prompt, "temperature": 0, "n_predict": budget, "stream": True}
     written, first = "", 0.0
-    for _, event, since in connection.events("/completion", json.dumps(body).encode()):
-        first = first or since
-        written += event["content"]
+    with Connection(server) as streaming:  # type: ignore[arg-type]  # llama.cpp closes it at the end of a stream
+        for _, event, since in streaming.events("/completion", json.dumps(body).encode()):
+            first = first or since
+            written += event["content"]
     answer = connection.ask("POST", "/v1/embeddings", _llama_body(prompt + written + embed_token))
     if answer.status != 200 or abs(float(np.linalg.norm(vectors_of(answer.json))) - 1) > 1e-3:
         raise RuntimeError(f"llama.cpp answered {answer.status}: {answer.body[:300]!r}")
