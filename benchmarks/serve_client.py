@@ -18,15 +18,16 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from search_r3.cli.serve import serve as serve_command
 
+Item, Found = TypeVar("Item"), TypeVar("Found")
 START_SECONDS = 600.0
 """The longest that a server may take to load its model; an int8 export may have to be made first."""
 ANSWER_SECONDS = 600.0
@@ -248,15 +249,24 @@ class Loop:
     answers: list[dict[str, Any]]
 
 
-def closed_loop(server: ServerProcess, bodies: Sequence[bytes], clients: int) -> Loop:
-    """Have `clients` post `bodies` to /v1/embeddings, each client its next one as soon as it has its answer.
+def in_closed_loop(
+    server: Any, items: Iterable[Item], clients: int, ask: Callable[[Connection, Item], Found]
+) -> tuple[float, list[Found]]:
+    """Have `clients` ask about `items`, each client about its next one as soon as it has its answer.
+
+    Args:
+        server: a `ServerProcess`, or another with its attributes `host` and `port` and its method `log`.
+        ask: asks about one item by a client's own connection.
+
+    Returns:
+        Seconds from the first request to the last answer, and the answers in the order in which they came.
 
     Raises:
-        SystemExit: an answer other than 200, or one whose vectors are no unit vectors.
+        SystemExit: `ask` failed.
     """
-    left = iter(bodies)
+    left = iter(items)
     lock = threading.Lock()
-    answers: list[Answer] = []
+    answers: list[Found] = []
     faults: list[BaseException] = []
     gate = threading.Barrier(clients + 1)
 
@@ -265,15 +275,14 @@ def closed_loop(server: ServerProcess, bodies: Sequence[bytes], clients: int) ->
             gate.wait()
             while not faults:
                 with lock:
-                    body = next(left, None)
-                if body is None:
+                    item = next(left, None)
+                if item is None:
                     return
                 try:
-                    answer = connection.ask("POST", "/v1/embeddings", body)
-                except (OSError, http.client.HTTPException) as error:
+                    answers.append(ask(connection, item))
+                except BaseException as error:
                     faults.append(error)
                     return
-                answers.append(answer)
 
     threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for thread in threads:
@@ -285,6 +294,18 @@ def closed_loop(server: ServerProcess, bodies: Sequence[bytes], clients: int) ->
     seconds = time.perf_counter() - started
     if faults:
         raise SystemExit(f"a client failed: {faults[0]!r}; the server's log ends:\n{server.log()[-2000:]}")
+    return seconds, answers
+
+
+def closed_loop(server: ServerProcess, bodies: Sequence[bytes], clients: int) -> Loop:
+    """Have `clients` post `bodies` to /v1/embeddings, each client its next one as soon as it has its answer.
+
+    Raises:
+        SystemExit: an answer other than 200, or one whose vectors are no unit vectors.
+    """
+    seconds, answers = in_closed_loop(
+        server, bodies, clients, lambda connection, body: connection.ask("POST", "/v1/embeddings", body)
+    )
     for answer in answers:
         if answer.status != 200:
             raise SystemExit(f"the server answered {answer.status}: {answer.body[:300]!r}")

@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 import serve_llama_process
 from common import Table, compare, ratio_cell, ratio_figures, rounded
 from serve_bench import Bench, Lazy, Record, seconds_of
-from serve_client import Connection, Loop, ServerProcess, closed_loop, embedding_body, vectors_of
+from serve_client import Connection, Loop, ServerProcess, closed_loop, embedding_body, in_closed_loop, vectors_of
 
 PEER = "llama.cpp's server"
 CHARACTERS = 400
@@ -211,39 +210,13 @@ def reasoned_loop(
     Raises:
         SystemExit: a client failed, or an answer is no unit vector.
     """
-    left, lock = iter(queries), threading.Lock()
-    latencies: list[float] = []
-    soon: list[float] = []
-    faults: list[BaseException] = []
-    gate = threading.Barrier(clients + 1)
-
-    def client() -> None:
-        with Connection(server) as connection:  # type: ignore[arg-type]
-            gate.wait()
-            while not faults:
-                with lock:
-                    query = next(left, None)
-                if query is None:
-                    return
-                try:
-                    whole, first = _reasoned(server, connection, around[0] + query + around[1], budget)
-                except BaseException as error:
-                    faults.append(error)
-                    return
-                latencies.append(whole)
-                soon.append(first)
-
-    threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    gate.wait()
-    started = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    if faults:
-        raise SystemExit(f"a client of llama.cpp failed: {faults[0]!r}; its log ends:\n{server.log()[-2000:]}")
-    return Loop(seconds, latencies, []), soon
+    seconds, timed = in_closed_loop(
+        server,
+        queries,
+        clients,
+        lambda connection, query: _reasoned(server, connection, around[0] + query + around[1], budget),
+    )
+    return Loop(seconds, [whole for whole, _ in timed], []), [first for _, first in timed]
 
 
 def _reasoned(server: LlamaServerProcess, connection: Connection, prompt: str, budget: int) -> tuple[float, float]:
