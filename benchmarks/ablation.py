@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(recipe: str, settings: list[str], folder: Path) -> dict[str, float]:
     """Dev figures at the end of one run, and its seconds a step."""
-    command = [sys.executable, "-m", "search_r3", "train", "sft", recipe]
-    subprocess.run([*command, *(part for setting in settings for part in ("--set", setting))], check=True)
+    train(recipe, settings)
     records = [json.loads(text) for text in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     dev = next(record["dev"] for record in reversed(records) if "dev" in record)
     seconds = [record["seconds"] for record in records if "loss" in record]
     return {key: dev[key] for key in dev} | {"seconds_per_step": float(np.median(seconds))}
+
+
+def train(recipe: str, settings: Sequence[str]) -> None:
+    """Run stage 1; a finished run is not repeated."""
+    changes = (part for setting in settings for part in ("--set", setting))
+    subprocess.run([sys.executable, "-m", "search_r3", "train", "sft", recipe, *changes], check=True)
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -11,12 +11,11 @@ fixed parts of the dev sets, no test query among them. LOG.md (2026-11-29 and 30
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import dev_sets
+from ablation import train
 
 from search_r3.hints import refuse_unknown
 
@@ -69,12 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(options.recipe, [*BASELINE, *PARTS[part], *options.also, f"output={options.runs / part}"])
     systems = [f"{part}={options.runs / part / 'adapter'}" for part in options.only]
     dev_sets.main([*systems, *MEASURED, *others])
-
-
-def train(recipe: str, settings: Sequence[str]) -> None:
-    """Run stage 1; a finished run is not repeated."""
-    changes = (part for setting in settings for part in ("--set", setting))
-    subprocess.run([sys.executable, "-m", "search_r3", "train", "sft", recipe, *changes], check=True)
 
 
 if __name__ == "__main__":
