@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from token_rows import token_rows
 
 from search_r3 import SearchR3
 from search_r3.model.engines import llama_forward, torch_engine
@@ -45,9 +46,7 @@ def engine(tiny_model: Path, request: pytest.FixtureRequest, monkeypatch: pytest
 @pytest.fixture
 def rows() -> list[list[int]]:
     """Sixteen rows of mixed lengths, no special token among them."""
-    random = np.random.default_rng(0)
-    lengths = (3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11, 70, 5, 1, 20)
-    return [random.integers(10, 390, size=n).tolist() for n in lengths]
+    return token_rows(3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11, 70, 5, 1, 20)
 
 
 def alone(engine: TorchEngine, row: list[int], budget: int) -> Generation:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import run
+from token_rows import distance, token_rows
 
 pytest.importorskip("xllamacpp", reason="no llama.cpp: pip install 'search-r3[llama-cpp]'")
 from search_r3 import InputError, SearchR3
@@ -48,13 +49,7 @@ def reference(tiny_model: Path) -> SearchR3:
 @pytest.fixture
 def rows() -> list[list[int]]:
     """More rows than llama.cpp runs at once, of mixed lengths, no special token among them."""
-    random = np.random.default_rng(0)
-    return [random.integers(10, 390, size=n).tolist() for n in (3, 9, 1, 27, 4, 600, 14, 2, 40, 6, 8, 11)]
-
-
-def distance(one: Any, other: Any) -> float:
-    """The largest cosine distance between unit rows of the same number."""
-    return float((1 - (np.stack(one) * np.stack(other)).sum(-1)).max())
+    return token_rows(3, 9, 1, 27, 4, 600, 14, 2, 40, 6, 8, 11)
 
 
 def generate(engine: Any, rows: list[list[int]], **changes: Any) -> Any:

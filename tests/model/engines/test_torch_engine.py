@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from token_rows import token_rows
 
 from search_r3 import SearchR3
 from search_r3.model.engines import torch_engine
@@ -30,8 +31,7 @@ def engine(tiny_model: Path, request: pytest.FixtureRequest, monkeypatch: pytest
 @pytest.fixture
 def rows() -> list[list[int]]:
     """Twelve rows of mixed lengths, no special token among them."""
-    random = np.random.default_rng(0)
-    return [random.integers(10, 390, size=n).tolist() for n in (3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11)]
+    return token_rows(3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11)
 
 
 def at_last_token(engine: TorchEngine, ids: Sequence[int]) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import vllm_stand_in
+from token_rows import token_rows
 from typer.testing import CliRunner
 from vllm_stand_in import StandInVllm
 
@@ -53,8 +54,7 @@ def open_model(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SearchR3,
 @pytest.fixture
 def rows() -> list[list[int]]:
     """Eight rows of mixed lengths, no special token among them."""
-    random = np.random.default_rng(0)
-    return [random.integers(10, 390, size=n).tolist() for n in (3, 9, 1, 27, 4, 4, 90, 2)]
+    return token_rows(3, 9, 1, 27, 4, 4, 90, 2)
 
 
 def generate(engine: Any, rows: list[list[int]], **changes: Any) -> Any:

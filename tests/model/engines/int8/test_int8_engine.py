@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from llama_family import MODELS, SIZES, make_model
+from token_rows import distance, token_rows
 
 pytest.importorskip("numba")
 from search_r3 import InputError, SearchR3
@@ -48,13 +49,7 @@ def int8(tiny_model: Path, cache: Path) -> SearchR3:
 @pytest.fixture
 def rows() -> list[list[int]]:
     """Twelve rows of mixed lengths, no special token among them."""
-    random = np.random.default_rng(0)
-    return [random.integers(10, 390, size=n).tolist() for n in (3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11)]
-
-
-def distance(a: Any, b: Any) -> float:
-    """The largest cosine distance between unit rows of the same number."""
-    return float((1 - (np.stack(a) * np.stack(b)).sum(-1)).max())
+    return token_rows(3, 9, 1, 27, 4, 4, 14, 2, 40, 6, 8, 11)
 
 
 def float_engine(model: SearchR3) -> Any:
