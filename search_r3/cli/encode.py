@@ -18,10 +18,10 @@ from search_r3.cli.options import (
     Model,
     expand_home,
     load,
+    load_reranker,
     print_json,
     silence_transformers,
 )
-from search_r3.cli.serve import load_reranker
 from search_r3.optional import optional_imports
 from search_r3.progress import progress_bar
 
@@ -74,7 +74,7 @@ def encode(
     """
     silence_transformers()
     with optional_imports("server", "answering requests"):
-        from search_r3.server.batch_file import CONCURRENT, answer_batch, read_requests
+        from search_r3.server.batch_file import CONCURRENT, answer_batch, read_ids
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
     from search_r3.model.resolve import default_model
@@ -90,8 +90,9 @@ def encode(
     def start() -> Loaded:
         return Loaded.of(load(model or default_model(), device, dtype, engine), None, load_reranker(reranker, device))
 
-    with progress_bar("requests", sum(1 for _ in read_requests(file))) as advance:
-        report = answer_batch(file, into, start, config, advance)
+    ids = read_ids(file)
+    with progress_bar("requests", len(ids)) as advance:
+        report = answer_batch(file, into, start, config, advance, ids)
     if as_json:
         print_json({"file": str(into), **vars(report)})
     else:

@@ -19,6 +19,7 @@ from search_r3.model.reading import MAX_PASSAGES
 
 if TYPE_CHECKING:
     from search_r3.model.searchr3 import SearchR3
+    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
 
 SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
@@ -198,3 +199,12 @@ def print_counted(what: str, done: int, total: int) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def load_reranker(name: str | None, device: str | None) -> CrossEncoderReranker | None:
+    """The cross-encoder of `--reranker`, if there is one. Raises InputError if it cannot be loaded."""
+    if name is None:
+        return None
+    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
+
+    return CrossEncoderReranker(name, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +26,7 @@ from search_r3.cli.options import (
     Reasoning,
     ReasoningOption,
     load,
+    load_reranker,
     print_json,
     silence_transformers,
 )
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from search_r3.index.run_search import SearchOptions, SearchResult
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.searchr3 import SearchR3
-    from search_r3.rerankers.base import Reranker
 
 
 class Mode(StrEnum):
@@ -148,11 +147,12 @@ def search(
     silence_transformers()
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
+    from search_r3.index.results.reranked import rerank_hits
     from search_r3.index.run_search import check_given, check_where
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
 
-    ordering = _Reranking.of(rerank, reranker, k)
+    check_reranking(rerank, reranker, k)
     if files and as_json:
         raise InputError("--files and --json are two forms of the output; give one")
     opened = SearchIndex.open_snapshot(index)
@@ -163,7 +163,7 @@ def search(
         if mode is not Mode.vector:
             opened.backend.check_text()
     options: SearchOptions = {
-        "k": k if ordering is None else ordering.count,
+        "k": rerank or k,
         "mode": mode.value,
         "reasoning": reasoning.chosen(None),
         "max_reasoning_tokens": budget,
@@ -190,15 +190,14 @@ def search(
     if query == "-":
         query = sys.stdin.buffer.read().decode("utf-8-sig", "replace")
     reader = load_reader() if by_meaning else None
-    if ordering is not None:
-        ordering.load(device)
+    reads_hits = load_reranker(reranker, device)
     cost: dict[str, Any] = {}
     if writer is not None:
         (options["reasoning_text"],), cost["writer"] = write_reasoning(writer, [query], device, dtype)
     with damage_explained(index):
         result = opened.search(query, reader, **options)
-    if ordering is not None:
-        result = ordering.best(result)
+    if reads_hits is not None:
+        result = rerank_hits(result, reads_hits, k)
     _warn(opened, reader)
     if as_json:
         if reader is not None:
@@ -245,37 +244,15 @@ def print_files(result: SearchResult, find_file: Callable[[str], Path | None]) -
         print(find_file(path) or path)
 
 
-@dataclass
-class _Reranking:
-    """`--rerank` and `--reranker`."""
+def check_reranking(rerank: int | None, reranker: str | None, k: int) -> None:
+    """Raise InputError if only one of `--rerank` and `--reranker` is given, or fewer hits than are to be shown."""
+    from search_r3.index.results.reranked import check_rerank
 
-    count: int
-    model: str
-    k: int
-    reranker: Reranker | None = None
-
-    @classmethod
-    def of(cls, rerank: int | None, reranker: str | None, k: int) -> _Reranking | None:
-        """Raises InputError if only one of them is given, or fewer hits than are to be shown."""
-        from search_r3.index.results.reranked import check_rerank
-
-        if rerank is None and reranker is None:
-            return None
-        if rerank is None or reranker is None:
-            raise InputError("--rerank N says how many results the model of --reranker MODEL reads; give both")
-        check_rerank(rerank, k)
-        return cls(rerank, reranker, k)
-
-    def load(self, device: str | None) -> None:
-        from search_r3.rerankers.cross_encoder import CrossEncoderReranker
-
-        self.reranker = CrossEncoderReranker(self.model, device)
-
-    def best(self, result: SearchResult) -> SearchResult:
-        from search_r3.index.results.reranked import rerank_hits
-
-        assert self.reranker is not None
-        return rerank_hits(result, self.reranker, self.k)
+    if rerank is None and reranker is None:
+        return
+    if rerank is None or reranker is None:
+        raise InputError("--rerank N says how many results the model of --reranker MODEL reads; give both")
+    check_rerank(rerank, k)
 
 
 def limit_queries(model: SearchR3, max_tokens: int | None, too_long: TooLongQuery, budget: int) -> Any:

@@ -24,6 +24,7 @@ from search_r3.cli.options import (
     expand_home,
     given_options,
     load,
+    load_reranker,
     silence_transformers,
 )
 from search_r3.cli.process import collect_garbage_as_usual
@@ -31,7 +32,6 @@ from search_r3.errors import InputError
 from search_r3.optional import optional_imports
 
 if TYPE_CHECKING:
-    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
     from search_r3.server.service import Loaded
 
 KEY_VARIABLE = "SEARCH_R3_API_KEY"
@@ -235,15 +235,6 @@ def serve(
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:
         raise typer.Exit(1)
-
-
-def load_reranker(name: str | None, device: str | None) -> CrossEncoderReranker | None:
-    """The cross-encoder of `--reranker`, if there is one. Raises InputError if it cannot be loaded."""
-    if name is None:
-        return None
-    from search_r3.rerankers.cross_encoder import CrossEncoderReranker
-
-    return CrossEncoderReranker(name, device)
 
 
 def print_addresses(url: str, model: str, index: str | None) -> None:

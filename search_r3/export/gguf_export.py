@@ -38,7 +38,7 @@ def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:
         raise InputError(
             f"a model on the {model.engine_spec.name} engine cannot be exported as GGUF; load it with engine torch"
         )
-    own = model.documents is model
+    own = not model.is_query_adapter
     _write(folder, model, outtype, SIDES if own else SIDES[1:])
     if not own:
         _write(folder / DOCUMENTS, model.documents, outtype, SIDES[:1])
@@ -56,7 +56,7 @@ def can_check() -> bool:
 
 def usage(model: Any, outtype: OutType) -> list[str]:
     """The lines (Markdown) of an export's README: what the file computes, and what to send to llama-server."""
-    own = model.documents is model
+    own = not model.is_query_adapter
     embeds = "documents, direct queries and queries with reasoning" if own else "queries, direct and with reasoning"
     lines = [
         f"A Search-R3 model, its adapter merged into its base, as GGUF ({outtype.upper()}, {model.dimension} "

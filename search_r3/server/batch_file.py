@@ -15,7 +15,7 @@ import base64
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,11 @@ def read_requests(file: Path) -> Iterator[BatchRequest]:
         raise InputError(f"{file}: {error.strerror}; give a JSONL file of requests") from error
 
 
+def read_ids(file: Path) -> list[str]:
+    """The custom_ids of a file's requests. Raises InputError as `read_requests`."""
+    return [request.custom_id for request in read_requests(file)]
+
+
 def _parsed(line: bytes, place: str) -> BatchRequest:
     try:
         record = json.loads(decode_text(line, place))
@@ -96,6 +101,7 @@ def answer_batch(
     load: Callable[[], Loaded],
     config: ServerConfig,
     progress: Callable[[int], None] = lambda done: None,
+    ids: Sequence[str] | None = None,
 ) -> BatchReport:
     """Answer the requests of `file` into `out`, which must not exist.
 
@@ -103,6 +109,7 @@ def answer_batch(
         load: returns what is served.
         config: the limits; times and queues do not matter here.
         progress: called with 1 after each request.
+        ids: the custom_ids of `file`, if `read_ids` has read them already.
 
     Raises:
         InputError: a line of `file` is no request (checked for all before the first is answered), `out` exists, or
@@ -110,10 +117,10 @@ def answer_batch(
     """
     if out.exists():
         raise InputError(f"{out} exists; remove it, or give another name")
-    requests = sum(1 for _ in read_requests(file))
+    ids = read_ids(file) if ids is None else ids
     part = out.with_name(f"{out.name}.part")
     done, failed = _earlier(part)
-    if done - {request.custom_id for request in read_requests(file)}:
+    if done.difference(ids):
         raise InputError(f"{part} has answers to other requests; remove it to begin anew")
     app = create_app(config, load)
     with part.open("ab") as sink:
@@ -127,7 +134,7 @@ def answer_batch(
         part.unlink()
     else:
         os.replace(part, out)
-    return BatchReport(requests, len(done), failed)
+    return BatchReport(len(ids), len(done), failed)
 
 
 def _earlier(part: Path) -> tuple[set[str], int]:

@@ -6,7 +6,6 @@ so every row has a thread here that waits for its tokens.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import tempfile
 import threading
@@ -306,17 +305,23 @@ def open_llama_cpp(inputs: EngineInputs, cache: Path | None) -> LlamaCppEngine:
         "threads": torch.get_num_threads(),
     }
     name = f"{inputs.checkpoint.contract.hash}-{OUTTYPE}-{FORMAT}.gguf"
-    if cache is not None:
-        file = cache / name
-        with contextlib.suppress(InputError):  # without a cache, it is written at every start
-            if not _intact(file):
-                _write(file, inputs)
-        if _intact(file):
-            return LlamaCppEngine(file, **settings)
+    if cache is not None and _cached(cache / name, inputs):
+        return LlamaCppEngine(cache / name, **settings)
     folder = tempfile.TemporaryDirectory()
     file = Path(folder.name) / name
     _write(file, inputs)
     return LlamaCppEngine(file, **settings, folder=folder)
+
+
+def _cached(file: Path, inputs: EngineInputs) -> bool:
+    """Whether the file is in the cache, where it is written if it is missing or damaged."""
+    if _intact(file):
+        return True
+    try:
+        _write(file, inputs)
+    except InputError:  # it is written at every start
+        return False
+    return True
 
 
 def _write(file: Path, inputs: EngineInputs) -> None:
