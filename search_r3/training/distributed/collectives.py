@@ -44,8 +44,12 @@ def strided_indices(count: int, group: Any = None) -> range:
 
 def contiguous_shard(count: int, group: Any = None) -> range:
     """Indices of this process's items out of `count`: a contiguous shard, so that order is kept by rank."""
-    here, world = rank(group), world_size(group)
-    return range(count * here // world, count * (here + 1) // world)
+    return contiguous_share(count, rank(group), world_size(group))
+
+
+def contiguous_share(count: int, rank: int, processes: int) -> range:
+    """`contiguous_shard` for any process and number of processes."""
+    return range(count * rank // processes, count * (rank + 1) // processes)
 
 
 def all_gather_rows(parts: Sequence[Tensor], counts: Sequence[int], group: Any = None) -> list[Tensor]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from search_r3.environment.retrieval import RewardBatch
+from search_r3.training.distributed.collectives import contiguous_share
 from search_r3.training.grpo.dataset import Query
 from search_r3.training.grpo.policy_gradient import ZERO_STD
 
@@ -213,7 +214,7 @@ class RolloutBatch:
         batches = [cls.from_state(state) for state in states]
         trained = [rollout for batch in batches for rollout in batch.rollouts if rollout.index != NO_ROW]
         trained.sort(key=lambda rollout: rollout.index)
-        mine = trained[len(trained) * rank // processes : len(trained) * (rank + 1) // processes]
+        mine = [trained[i] for i in contiguous_share(len(trained), rank, processes)]
         if not mine:  # it takes part in the collectives with one that no term depends on
             mine = [replace(batches[0].rollouts[0], index=NO_ROW, in_policy_loss=False, target=IGNORE_INDEX)]
         return replace(batches[0], rollouts=mine)
