@@ -4,6 +4,7 @@
     python benchmarks/dev_sets.py bm25 all-minilm-l6-v2 mine=runs/a/adapter       # systems as of `search-r3 evaluate`
     python benchmarks/dev_sets.py runs/a/best runs/b/best --sets cosqa strategyqa
     python benchmarks/dev_sets.py runs/a/best runs/b/best --queries 200 --documents 1000    # fixed parts: 3 minutes
+    python benchmarks/dev_sets.py runs/a/best --variants original lower typos    # and what changed queries cost
 
 For ablations, whose runs' own figures are of small pools. The queries are those of `data.dev_pools.dev_set`: cosqa's
 and nfcorpus's split dev, and the eighth of the train queries of scifact, hotpotqa_more, entailmentbank and strategyqa
@@ -27,12 +28,14 @@ from common import Table, rounded, say, write_report
 
 from search_r3.data.beir import BeirDataset
 from search_r3.data.dev_pools import POOLS, dev_pool, dev_set
+from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.measures import NDCG, measure_run
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.significance import paired, randomization_test
 from search_r3.evaluation.suite import evaluate_system, paths
 from search_r3.evaluation.systems import System, open_systems, split_label
+from search_r3.evaluation.variant_system import VariantSystem
 from search_r3.hints import refuse_unknown
 
 SEED = 0
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON if one is asked for."""
     options = parse(argv)
     refuse_unknown(options.sets, tuple(POOLS), "--sets", what="dev set")
+    check_kinds(options.variants)
     names = [named(spec) for spec in options.systems]
     if len(set(names)) < len(names):
         raise SystemExit(f"two systems have one name ({', '.join(names)}); name them: LABEL=SPEC")
@@ -54,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache = EmbeddingCache(options.cache)
     found: dict[str, PerQuery] = {}
     for spec in names:
-        system = opened(spec, options)
-        found[system.name] = {dataset.name: measured(dataset, system, options.work, cache) for dataset in datasets}
+        opened_system = opened(spec, options)
+        for kind in options.variants:
+            system = opened_system if kind == ORIGINAL else VariantSystem(opened_system, kind)
+            found[system.name] = {dataset.name: measured(dataset, system, options.work, cache) for dataset in datasets}
     figures = {name: compared(per_query, next(iter(found.values()))) for name, per_query in found.items()}
     print_table(figures, [dataset.name for dataset in datasets], options.mode)
     if options.output is not None:
@@ -82,6 +88,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--engine", default="auto", help="as of `search-r3 evaluate`")
     parser.add_argument("--mode", default="off", help="as of `search-r3 evaluate`")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[ORIGINAL],
+        metavar="KIND",
+        help="how queries are written, as `search-r3 evaluate --queries`: original, lower, typos, ... Each but the "
+        "original is a system of its own, SYSTEM.KIND; name the original too to compare them",
+    )
     parser.add_argument("--device")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--work", type=Path, default=Path("runs/dev-sets"), help="where runs and measures are kept")

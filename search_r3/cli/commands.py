@@ -18,6 +18,7 @@ from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
 from search_r3.cli.data_read import data_read
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
+from search_r3.cli.data_truecaser import data_truecaser
 from search_r3.cli.encode import encode
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, pull, push
@@ -158,8 +159,8 @@ def models(
 
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for name, data_command in (("read", data_read), ("fresh", data_fresh), ("embed-teacher", data_embed_teacher),
-                           ("select", data_select)):  # fmt: skip
+for name, data_command in (("read", data_read), ("truecaser", data_truecaser), ("fresh", data_fresh),
+                           ("embed-teacher", data_embed_teacher), ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
 COMMANDS = (adapt, ask, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index, delete,
             compact, backup, restore, search, evaluate, tables, card, models)  # fmt: skip

@@ -19,6 +19,7 @@ from search_r3.export.gguf_export import OutType, write_gguf_folder
 from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.capitals import capitals_note
 from search_r3.model.searchr3 import DOCUMENTS
+from search_r3.model.truecasing import truecaser_note
 
 Format = Literal["safetensors", "sentence-transformers", "int8", "onnx", "gguf"]
 
@@ -170,6 +171,7 @@ def _loading(model: Any, format: Format) -> list[str]:
             "```",
             "",
             *capitals_note(model),
+            *truecaser_note(model),
         ]
     return lines
 

@@ -53,7 +53,7 @@ class ConcurrentReasoning:
         for budget in budgets:
             if budget < 0:
                 raise InputError(f"max_reasoning_tokens must be 0 or more, got {budget}")
-        ids = self._model.token_rows(texts, DEFAULT_QUERY_TOKENS)
+        ids = self._model.token_rows(texts, DEFAULT_QUERY_TOKENS, queries=True)
         rows = [[*row, *self._template.suffix] for row in ids]
         handles = self._slots.join(rows, budgets)
         self._rows.update(zip(handles, rows, strict=True))

@@ -16,7 +16,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
-FORMAT = 3
+FORMAT = 4
 HASHED_FORMAT = 1
 """The format whose fields are hashed. It does not change, so that a contract keeps its hash, and its indexes stay
 valid, when `migrate` converts it to a newer format. A new field may be hashed only if older formats could not express
@@ -42,6 +42,8 @@ class Contract:
             `search_r3.model.capitals`. Added in format 2; a record without it means False.
         query_weights: SHA-256 of a query adapter's tensors; "" if queries go through the weights of documents. Added
             in format 3.
+        truecaser: SHA-256 of the file by which queries in one case are given the usual case of their words, see
+            `search_r3.model.truecasing`; "" if they are not. Added in format 4.
         format: the format of this record.
     """
 
@@ -55,6 +57,7 @@ class Contract:
     pooling: str = POOLING
     fold_capitals: bool = False
     query_weights: str = ""
+    truecaser: str = ""
     format: int = FORMAT
 
     @property
@@ -81,13 +84,13 @@ class Contract:
         that can express the contract: so existing contracts keep their hash and older versions can read them.
         """
         record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
-        for name in ("fold_capitals", "query_weights"):
+        for name in ("fold_capitals", "query_weights", "truecaser"):
             if not record[name]:
                 del record[name]
         return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
 
     def _oldest_format(self) -> int:
-        return 3 if self.query_weights else 2 if self.fold_capitals else 1
+        return 4 if self.truecaser else 3 if self.query_weights else 2 if self.fold_capitals else 1
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
@@ -139,10 +142,12 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict, 2: dict}
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict, 2: dict, 3: dict}
 """Format -> the function that converts a record to the next format."""
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("base", "base_weights", "adapter_weights", "query_weights", "chat_template", "pooling"), str),
+    **dict.fromkeys(
+        ("base", "base_weights", "adapter_weights", "query_weights", "truecaser", "chat_template", "pooling"), str
+    ),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),
 }
 _NAMES = {str: "a text", int: "a whole number"}

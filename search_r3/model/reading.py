@@ -86,7 +86,7 @@ def reading_turns(model: Any, texts: Sequence[Text], passages: Passages) -> list
             raise InputError(f"passages of query {i} of {len(texts)}: {error}") from error
         if len(of_query) > MAX_PASSAGES:
             raise InputError(f"query {i} of {len(texts)} has {len(of_query)} passages; give at most {MAX_PASSAGES}")
-    queries = model.token_rows(texts, DEFAULT_QUERY_TOKENS)
+    queries = model.token_rows(texts, DEFAULT_QUERY_TOKENS, queries=True)
     cut = iter(model.token_rows([text for of_query in passages for text in of_query], conversation.passage_tokens))
     numbers = range(1, max(map(len, passages), default=0) + 1)
     markers = encode_as_text(model.tokenizer, [conversation.marker_of(number) for number in numbers])

@@ -214,6 +214,8 @@ class SearchR3:
                 self.documents.save_pretrained(scratch / DOCUMENTS)
                 more["documents"] = {"name": self.documents.name, "source": DOCUMENTS}
             checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights, **more)
+            if self.checkpoint.truecaser is not None:
+                self.checkpoint.truecaser.save(scratch)
             self.write_golden(scratch)
 
     def encode_document(
@@ -244,7 +246,7 @@ class SearchR3:
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text as counted by `max_length`: without prompt and special tokens.
 
-        If the contract folds capitals, a text in capitals has fewer tokens when it is embedded.
+        A text whose case the contract changes, such as one in capitals, may have fewer tokens when it is embedded.
         """
         return count_tokens(self.tokenizer, texts)
 
@@ -253,12 +255,18 @@ class SearchR3:
         texts: Sequence[Text],
         limit: int | None = None,
         between: Callable[[Sequence[list[int]]], None] = lambda rows: None,
+        *,
+        queries: bool = False,
     ) -> list[list[int]]:
-        """The ids of users' texts, folded where the contract says so; see `search_r3.model.tokenization.token_rows`.
+        """The ids of users' texts, normalized as the contract says; see `search_r3.model.tokenization.token_rows`.
 
         Every text that is embedded goes through here, whichever way it came.
+
+        Args:
+            queries: the texts are queries, not documents.
         """
-        return token_rows(self.tokenizer, texts, limit, between, fold=self.contract.fold_capitals)
+        normalize = self.checkpoint.normalizer(queries=queries)
+        return token_rows(self.tokenizer, texts, limit, between, normalize=normalize)
 
     @property
     def token_counter(self) -> Callable[[Sequence[str]], list[int]]:
@@ -507,7 +515,8 @@ class SearchR3:
             return self.engine.embed(template.prefix, rows, batch_size, progress)
 
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
-        return [[*ids, *template.suffix] for ids in self.token_rows(texts, max_length)]
+        queries = template is not self.templates["document"]
+        return [[*ids, *template.suffix] for ids in self.token_rows(texts, max_length, queries=queries)]
 
     def _no_embeddings(self) -> np.ndarray:
         return np.empty((0, self.dimension), dtype=np.float32)

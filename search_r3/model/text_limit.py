@@ -109,6 +109,8 @@ def read_texts(
     limit: TextLimit,
     between: Callable[[int], None] = lambda tokens: None,
     most: int | None = None,
+    *,
+    queries: bool = False,
 ) -> ReadTexts:
     """The tokens of each text, within the limit.
 
@@ -117,6 +119,7 @@ def read_texts(
         between: called between texts and at the end with the number of tokens to read so far; may raise to end the
             call.
         most: a number of tokens of which `between` refuses one more, so that no text needs to be tokenized further.
+        queries: the texts are queries, not documents.
 
     Raises:
         TextTooLong: a text has more tokens than the limit and is to be refused; or its last tokens are to be read, and
@@ -124,7 +127,12 @@ def read_texts(
         InputError: see `SearchR3.token_rows`.
     """
     if limit.too_long == "split":
-        rows = model.token_rows(texts, None if most is None else most + 1, lambda rows: between(sum(map(len, rows))))
+        rows = model.token_rows(
+            texts,
+            None if most is None else most + 1,
+            lambda rows: between(sum(map(len, rows))),
+            queries=queries,
+        )
         between(sum(map(len, rows)))
         pieces = [list(_pieces(row, limit.tokens)) for row in rows]
         return ReadTexts([WholeTokens(tuple(one)) for piece in pieces for one in piece], list(map(len, pieces)))
@@ -135,7 +143,7 @@ def read_texts(
     from_end = limit.too_long == "truncate" and limit.side == "left"
     if from_end:
         _check_characters(texts)
-    rows = model.token_rows(texts, None if from_end else limit.tokens + 1, count)
+    rows = model.token_rows(texts, None if from_end else limit.tokens + 1, count, queries=queries)
     count(rows)
     longer = [number for number, row in enumerate(rows, 1) if len(row) > limit.tokens]
     if longer and limit.too_long == "error":
@@ -207,6 +215,6 @@ class LimitedQueries:
         return self._model.encode_with_reasoning(self._read(texts), reasoning, **options)
 
     def _read(self, texts: Sequence[Text]) -> list[WholeTokens]:
-        read = read_texts(self._model, texts, self._limit)
+        read = read_texts(self._model, texts, self._limit, queries=True)
         self.tokens, self.truncated = read.tokens, read.truncated > 0
         return read.rows

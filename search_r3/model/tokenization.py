@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_r3.errors import InputError
-from search_r3.model.capitals import fold_capitals
 
 MAX_CHARACTERS = 100_000
 """Maximum length of a query: a longer one is probably a document given by mistake."""
@@ -90,7 +89,7 @@ def token_rows(
     limit: int | None = None,
     between: Callable[[Sequence[list[int]]], None] = lambda rows: None,
     *,
-    fold: bool = False,
+    normalize: Callable[[str], str] | None = None,
 ) -> list[list[int]]:
     """The token ids of each text; those of `Tokens` are unchanged.
 
@@ -100,8 +99,7 @@ def token_rows(
         limit: return only the first `limit` ids of each text, except of `WholeTokens`. They equal those of the whole
             text, but only as much of a long text is tokenized as needed.
         between: called with the rows so far about every 250,000 characters; an exception in it ends the call.
-        fold: first change strings that are all in capitals to ordinary case, as the contract states
-            (`SearchR3.token_rows`).
+        normalize: what strings go through first, as the contract states (`Checkpoint.normalizer`).
 
     Raises:
         InputError: a text is empty, or neither a string nor Tokens; or an id is unknown or a special token's.
@@ -113,7 +111,7 @@ def token_rows(
         if start:
             between(rows)
             time.sleep(0.001)  # so that a waiting thread gets the lock
-        strings = fold_texts([text for text in texts[start:end] if isinstance(text, str)], fold)
+        strings = normalized([text for text in texts[start:end] if isinstance(text, str)], normalize)
         string_ids = iter(_string_rows(tokenizer, strings, limit))
         for i, text in enumerate(texts[start:end], start + 1):
             if isinstance(text, Tokens):
@@ -124,9 +122,9 @@ def token_rows(
     return rows
 
 
-def fold_texts(texts: Sequence[str], fold: bool) -> list[str]:
-    """`fold_capitals` of each text if `fold`, the setting of the contract, is true; else the texts unchanged."""
-    return [fold_capitals(text) for text in texts] if fold else list(texts)
+def normalized(texts: Sequence[str], normalize: Callable[[str], str] | None) -> list[str]:
+    """`normalize` of each text; the texts unchanged if it is None."""
+    return list(texts) if normalize is None else list(map(normalize, texts))
 
 
 def _groups(texts: Sequence[Text], limit: int | None) -> Iterator[tuple[int, int]]:

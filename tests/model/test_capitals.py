@@ -26,6 +26,7 @@ ORDINARY = "How do i read a file line by line in python? Open it."
 def folding(tiny_model: Path) -> SearchR3:
     model = SearchR3.from_pretrained(tiny_model, device="cpu")
     model.contract = replace(model.contract, fold_capitals=True)
+    model.checkpoint = replace(model.checkpoint, contract=model.contract)
     return model
 
 

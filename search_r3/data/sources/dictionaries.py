@@ -69,6 +69,19 @@ def wordnet_pairs(
     return records.built(without_generic(pairs, records.dropped), {"license": "WordNet-3.0 (Princeton University)"})
 
 
+def wordnet_names(path: str | None = None) -> list[str]:
+    """The nouns with a capital: names of people, places, peoples and works.
+
+    Raises:
+        MissingSource: see `wordnet_files`.
+    """
+    names: dict[str, None] = {}
+    for line in wordnet_files(path)[PARTS.index("noun")].read_text(encoding="utf-8").splitlines():
+        synset = None if line.startswith("  ") else parse_synset(line)
+        names |= dict.fromkeys(word for word in (synset[1] if synset else ()) if word != word.lower())
+    return list(names)
+
+
 def wordnet_files(path: str | None = None) -> list[Path]:
     """The files that `wordnet_pairs` reads.
 

@@ -161,7 +161,7 @@ class QueuedEncoder:
         key = kind, tuple(texts), budget, None if passages is None else tuple(map(tuple, passages)), tuple(traces)
         if key in self._known:  # a search that is repeated because the index was replaced
             return self._known[key]
-        read = read_texts(self._model, texts, limit or self._limit, self._check_cancelled)
+        read = read_texts(self._model, texts, limit or self._limit, self._check_cancelled, queries=kind != "document")
         rows: Sequence[Tokens] = read.rows
         if kind != "document":
             self.truncated_texts = read.truncated

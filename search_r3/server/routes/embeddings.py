@@ -78,7 +78,7 @@ async def embed(
     given, limit = _given(body), _limit(body, service)
     items = cast(list[str] | list[list[int]], body.input)
     oversized = limit.too_long != "split" and max((len(item) for item in items), default=0) > OVERSIZED
-    tokenized, traces = await _tokens(request, items, given, limit, service)
+    tokenized, traces = await _tokens(request, items, given, limit, service, queries=body.input_type == "query")
     del items, given
     body.input = []  # the texts may be large, and are no longer needed
     service.bodies.release(request.scope)
@@ -192,7 +192,13 @@ def _worth_reasoning(service: Service, direct: list[Embedded]) -> list[int]:
 
 
 async def _tokens(
-    request: Request, items: list[str] | list[list[int]], given: list[str], limit: TextLimit, service: Service
+    request: Request,
+    items: list[str] | list[list[int]],
+    given: list[str],
+    limit: TextLimit,
+    service: Service,
+    *,
+    queries: bool,
 ) -> tuple[ReadTexts, list[tuple[int, ...]]]:
     """Each item's tokens within the limit, and each given reasoning's tokens."""
     config = service.config
@@ -212,7 +218,7 @@ async def _tokens(
                 message = f"the input has over {config.max_request_tokens:,} tokens, the limit; send several requests"
                 raise ApiError(413, message, "too_many_tokens", param="input")
 
-        return read_texts(model, texts, limit, between, config.max_request_tokens), traces
+        return read_texts(model, texts, limit, between, config.max_request_tokens, queries=queries), traces
 
     size = sum(len(item) for item in items) + sum(map(len, given))
     try:

@@ -109,7 +109,8 @@ class RolloutCollector:
         turns: list[Text] = list(texts)
         chosen = [b for b, does in enumerate(reads) if does]
         short = [
-            Tokens(tuple(row)) for row in encoder.token_rows([texts[b] for b in chosen], self.config.max_query_tokens)
+            Tokens(tuple(row))
+            for row in encoder.token_rows([texts[b] for b in chosen], self.config.max_query_tokens, queries=True)
         ]
         passages = [[self.documents[row] for row in hits_BK[b]] for b in chosen]
         for b, turn in zip(chosen, reading_turns(encoder, short, passages), strict=True):

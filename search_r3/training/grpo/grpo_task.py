@@ -191,7 +191,7 @@ class GRPOTask:
         self.saved.model = self.policy.saved_model
         embeds = self.checkpoint.documents
         documents = None if embeds is None else (embeds.name, embeds.source)
-        checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder, documents)
+        checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder, documents, self.checkpoint.truecaser)
 
 
 def load_stage_one(name: str) -> tuple[Checkpoint, Path]:

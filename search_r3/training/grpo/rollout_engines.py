@@ -15,7 +15,7 @@ import numpy as np
 from search_r3.model.engines.base import Generation
 from search_r3.model.engines.registry import training_engine
 from search_r3.model.searchr3 import SearchR3, encode_as_text
-from search_r3.model.tokenization import Text, fold_texts
+from search_r3.model.tokenization import Text, normalized
 from search_r3.training.grpo.rollout import Rollout
 
 
@@ -129,6 +129,8 @@ def seeds_of(seed: int | Sequence[int], queries: int, group: int) -> list[int]:
 def query_rows(encoder: SearchR3, queries: Sequence[Text], max_query_tokens: int) -> list[list[int]]:
     """For each query, the token ids between the reasoning conversation's shared prefix and the assistant's turn."""
     suffix = encoder.templates["reasoning"].suffix
-    texts = fold_texts([query for query in queries if isinstance(query, str)], encoder.contract.fold_capitals)
+    texts = normalized(
+        [query for query in queries if isinstance(query, str)], encoder.checkpoint.normalizer(queries=True)
+    )
     plain = iter(encode_as_text(encoder.tokenizer, texts))
     return [[*(next(plain)[:max_query_tokens] if isinstance(query, str) else query.ids), *suffix] for query in queries]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,20 @@ from search_r3.model.checkpoint import (
     CONTRACT_FILE,
     find_documents,
     read_record,
+    read_truecaser,
     save_adapter,
 )
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.model.searchr3 import SearchR3
+from search_r3.model.truecasing import Truecaser
 from search_r3.training.lora.concatenation import CONFIG_FILE, A, B, read_settings, scale_of
 
 TOKEN_ROWS = "trainable_tokens_delta"
 """Part of the names of trained rows of the embedding matrix: PEFT saves the rows themselves, not what they add."""
-OWN_FIELDS = ("base", "adapter_weights", "query_weights", "format")
-"""Fields of a contract in which adapters may differ: a name, what is averaged, and the record's version."""
+OWN_FIELDS = ("base", "adapter_weights", "query_weights", "truecaser", "format")
+"""Fields of a contract in which adapters may differ: a name, what is averaged, what the average has of its own, and the
+record's version."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def average_adapters(
     into: str | Path,
     weights: Sequence[float] | None = None,
     rank: int | None = None,
+    truecaser: str | Path | None = None,
 ) -> Averaged:
     """Write the average of adapters to the new folder `into`, with its contract and golden vectors.
 
@@ -99,12 +103,14 @@ def average_adapters(
         names: adapters of one base, that embed by one contract; their ranks may differ.
         weights: one for each, above 0; they are divided by their sum. By default all weigh the same.
         rank: of the average; by default the largest among the adapters.
+        truecaser: the file of the average's truecaser (`model.truecasing`); by default, it has that of the adapter
+            whose contract it gets. With one, a single adapter is enough, which then only gets it.
 
     Raises:
         InputError: fewer than two adapters; `into` exists; a weight or the rank is out of range; an adapter is damaged,
             is not plain LoRA, or has another base, other layers or another contract than the first.
     """
-    into, adapters = Path(into), read_adapters(names)
+    into, adapters = Path(into), read_adapters(names, at_least=2 if truecaser is None else 1)
     if into.exists() or into.is_symlink():
         raise InputError(f"{into} exists already, and is not overwritten; choose a new folder")
     shares = _shares(weights, len(adapters))
@@ -115,30 +121,35 @@ def average_adapters(
             f"rank is {rank}; expected from 1 to {sum(ranks)}, the sum of the adapters' ranks, where it is exact"
         )
     first = _leading(adapters)
+    cases = read_truecaser(first.folder, first.contract) if truecaser is None else Truecaser.load(truecaser)
+    contract = replace(first.contract, truecaser="" if cases is None else cases.hash)
     resolve(first.contract.base)  # before anything is computed: the golden vectors need it
     scale = scale_of(first.settings)
-    tensors, kept = average_tensors(
-        [adapter.tensors for adapter in adapters],
-        [share * scale_of(adapter.settings) / scale for share, adapter in zip(shares, adapters, strict=True)],
-        shares,
-        rank,
-    )
+    if len(adapters) == 1 and rank == first.settings["r"]:
+        tensors, kept = first.tensors, 1.0  # unchanged: factors by SVD would be rounded otherwise
+    else:
+        tensors, kept = average_tensors(
+            [adapter.tensors for adapter in adapters],
+            [share * scale_of(adapter.settings) / scale for share, adapter in zip(shares, adapters, strict=True)],
+            shares,
+            rank,
+        )
     settings = first.settings | {"r": rank, "lora_alpha": scale * rank}
     with atomic_path(into) as scratch:
         more = _record(adapters, shares)
-        save_adapter(_Written(tensors, settings), first.contract, scratch, _documents_of(first), **more)
+        save_adapter(_Written(tensors, settings), contract, scratch, _documents_of(first), cases, **more)
         SearchR3.from_pretrained(scratch, device="cpu").write_golden(scratch)
     return Averaged(into, shares, rank, sum(ranks), kept)
 
 
-def read_adapters(names: Sequence[str | Path]) -> list[Adapter]:
+def read_adapters(names: Sequence[str | Path], at_least: int = 2) -> list[Adapter]:
     """The adapters by these names, if they can be averaged.
 
     Raises:
         InputError: see `average_adapters`.
     """
     folders = [resolve(name) for name in names]
-    if len(folders) < 2:
+    if len(folders) < at_least:
         raise InputError("an average needs at least two adapters; name another one")
     for number, folder in enumerate(folders):
         if folder.resolve() in [other.resolve() for other in folders[:number]]:

@@ -61,7 +61,8 @@ class LiveEncoder:
         now, documents = self.checkpoint, self.checkpoint.documents
         if documents is not None:
             documents.to(device=device, dtype=self._dtype_on(device))
-        self._copy = SearchR3(Checkpoint("live", model, now.tokenizer, now.contract, now.path, documents))
+        live = Checkpoint("live", model, now.tokenizer, now.contract, now.path, documents, truecaser=now.truecaser)
+        self._copy = SearchR3(live)
         return self._copy
 
     def _from_shards(self, device: torch.device) -> Any:

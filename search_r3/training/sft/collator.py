@@ -15,7 +15,7 @@ from search_r3.data.pairs import TrainingPair
 from search_r3.errors import InputError
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3, encode_as_text
-from search_r3.model.tokenization import Text, fold_texts
+from search_r3.model.tokenization import Text, normalized
 from search_r3.prompts import PromptTemplate, reading_conversation, render, templates_of
 from search_r3.training.distributed import collectives
 from search_r3.training.lora.policy import Rows
@@ -54,13 +54,17 @@ class SFTCollator:
     ) -> None:
         self.config, self.sampler, self.answers, self.encoder = config, sampler, answers, encoder
         self.tokenizer, contract = checkpoint.tokenizer, checkpoint.contract
-        self.fold_capitals, self.embed_id = contract.fold_capitals, contract.embed_token_id
+        self.embed_id = contract.embed_token_id
+        self.normalize_query = checkpoint.normalizer(queries=True)
+        self.normalize_document = checkpoint.normalizer(queries=False)
         templates = templates_of(contract.prompts, self.tokenizer)
         self.document, self.query, self.reasoning = (templates[name] for name in ("document", "query", "reasoning"))
         self.latent: PromptTemplate | None = templates.get("latent")
         self.reading = templates.get("reading", self.query)
         conversation = contract.prompts.reading or reading_conversation()
-        self.reading_rows = ReadingRows(conversation, self.tokenizer, config.max_query_tokens, self.fold_capitals)
+        self.reading_rows = ReadingRows(
+            conversation, self.tokenizer, config.max_query_tokens, self.normalize_query, self.normalize_document
+        )
         self.in_batch_lm: InBatchLM | None = None
         if config.weights.in_batch_lm:
             template = render(CONVERSATION, self.tokenizer, give_answer=False)
@@ -171,7 +175,8 @@ class SFTCollator:
         return self.reading_rows.to_reason_about(pairs, chosen, read)
 
     def _rows(self, template: PromptTemplate, texts: list[str], limit: int, answers: int) -> Rows:
-        rows = [[*ids, *template.suffix] for ids in self._ids(self._folded(texts), limit)]
+        normalize = self.normalize_document if template is self.document else self.normalize_query
+        rows = [[*ids, *template.suffix] for ids in self._ids(normalized(texts, normalize), limit)]
         return Rows(template.prefix, rows, [answers] * len(rows))
 
     def _reasoning_rows(
@@ -196,9 +201,6 @@ class SFTCollator:
             targets = int(name in self.self_reasoning.cut) if is_own else len(trace) + 1
             answers.append(targets if untrue is None else 0)
         return Rows(self.reasoning.prefix, rows, answers)
-
-    def _folded(self, texts: list[str]) -> list[str]:
-        return fold_texts(texts, self.fold_capitals)
 
     def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
         return [ids[:limit] for ids in encode_as_text(self.tokenizer, texts)]

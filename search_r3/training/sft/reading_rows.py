@@ -7,7 +7,7 @@ step and the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from search_r3.data.pairs import TrainingPair
 from search_r3.model.reading import join_turn
-from search_r3.model.tokenization import ReadingTurn, Text, encode_as_text, fold_texts, token_rows
+from search_r3.model.tokenization import ReadingTurn, Text, encode_as_text, normalized, token_rows
 from search_r3.prompts import PromptTemplate, ReadingConversation
 from search_r3.training.lora.policy import Rows
 from search_r3.training.sft.contrastive import document_key
@@ -86,11 +86,19 @@ class ReadingRows:
     Args:
         conversation: how many tokens of each passage are read, and what stands between them.
         max_query_tokens: queries are truncated to this many tokens.
-        fold: as in the contract, for queries and passages.
+        normalize_query, normalize_passage: what they go through before they are tokenized.
     """
 
-    def __init__(self, conversation: ReadingConversation, tokenizer: Any, max_query_tokens: int, fold: bool) -> None:
-        self._tokenizer, self._fold = tokenizer, fold
+    def __init__(
+        self,
+        conversation: ReadingConversation,
+        tokenizer: Any,
+        max_query_tokens: int,
+        normalize_query: Callable[[str], str] | None = None,
+        normalize_passage: Callable[[str], str] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._normalize_query, self._normalize_passage = normalize_query, normalize_passage
         self._query_tokens, self._passage_tokens = max_query_tokens, conversation.passage_tokens
         numbers = range(1, conversation.passages + 1)
         self._markers = encode_as_text(tokenizer, [conversation.marker_of(number) for number in numbers])
@@ -98,11 +106,11 @@ class ReadingRows:
     def turns(self, queries: Sequence[str], passages: Sequence[Sequence[str]]) -> list[list[int]]:
         """The ids of each query, followed by those of its passages, if it has any."""
         flat = [text for of_query in passages for text in of_query]
-        ids = iter(token_rows(self._tokenizer, flat, self._passage_tokens, fold=self._fold))
+        ids = iter(token_rows(self._tokenizer, flat, self._passage_tokens, normalize=self._normalize_passage))
         return [
             join_turn(query[: self._query_tokens], self._markers, [next(ids) for _ in of_query])
             for query, of_query in zip(
-                encode_as_text(self._tokenizer, fold_texts(queries, self._fold)), passages, strict=True
+                encode_as_text(self._tokenizer, normalized(queries, self._normalize_query)), passages, strict=True
             )
         ]
 

@@ -23,6 +23,7 @@ from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
 from search_r3.model.searchr3 import SearchR3
+from search_r3.model.truecasing import Truecaser
 from search_r3.prompts import with_latent_steps, with_reading
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
@@ -71,6 +72,8 @@ class SFTTask:
         if config.fold_capitals is not None:
             contract = replace(checkpoint.contract, fold_capitals=config.fold_capitals)
             checkpoint = replace(checkpoint, contract=contract)
+        if config.truecaser is not None:
+            checkpoint = checkpoint.with_truecaser(Truecaser.load(config.truecaser))
         self.config = config
         contract = checkpoint.contract
         prompts = with_latent_steps(contract.prompts, config.latent_steps)
@@ -318,7 +321,9 @@ class SFTTask:
         """Write the adapter, its contract, and the dimensions to which embeddings can be truncated."""
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
         documents = None if self.fixed is None else self.fixed.documents
-        checkpoints.save_adapter(self.policy.saved_model, self.checkpoint.contract, folder, documents, **more)
+        checkpoints.save_adapter(
+            self.policy.saved_model, self.checkpoint.contract, folder, documents, self.checkpoint.truecaser, **more
+        )
 
     def _encoder(self) -> SearchR3:
         """A SearchR3 with the current weights merged, in the precision of training."""

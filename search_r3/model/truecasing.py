@@ -1,0 +1,231 @@
+"""Queries typed in one case, given the capitals that their words have in ordinary text: truecasing.
+
+People type "who was genghis khan" or "WHO WAS GENGHIS KHAN" for documents that say "Genghis Khan". A subword tokenizer
+cuts the three differently, and lower case alone cost 0.05 of nDCG@10 on questions about names (LOG.md). A query adapter
+can correct this without a change to documents: its contract names a `Truecaser`, which is learned from text (Lita et
+al. 2003, "tRuEcasIng"). Queries in mixed case are not touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from search_r3.data.stop_words import FUNCTION_WORDS
+from search_r3.errors import InputError
+from search_r3.files import atomic_write_text
+from search_r3.model.capitals import is_all_capitals
+
+TRUECASER_FILE = "truecaser.json"
+"""The file of a checkpoint that holds its truecaser."""
+FORMAT = 1
+SEEN = 2
+"""Times that a word, or two words in a row, must be seen to be known."""
+UNIGRAM_SHARE = 0.5
+"""The share of a word's occurrences that its most frequent spelling must exceed to be used everywhere."""
+BIGRAM_SHARE = 0.7
+"""The same beside a given other word, of which far fewer occurrences are seen."""
+TITLE_WORDS = 4
+"""Minimum number of words of a query in title case: fewer may be a name."""
+_TOKEN = re.compile(r"\S+")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
+"""What is in no word of prose: such tokens keep their case."""
+_BREAKS = re.compile(r"[.!?:;|(\[\"“”\n-]")
+"""What a word may stand behind with a capital that is not its own."""
+
+
+class Truecaser:
+    """The usual case of words, learned from text.
+
+    Args:
+        words: lower-case word -> its usual spelling, if that is another.
+        after: (lower-case word before, lower-case word) -> the spelling behind that word, if that is not the usual one.
+        before: (lower-case word, lower-case word behind it) -> the same in front of another word.
+        sources: what it was learned from, for people.
+    """
+
+    def __init__(
+        self,
+        words: dict[str, str],
+        after: dict[tuple[str, str], str],
+        before: dict[tuple[str, str], str],
+        sources: Sequence[str] = (),
+    ) -> None:
+        self.words, self.after, self.before, self.sources = words, after, before, list(sources)
+
+    def __call__(self, query: str) -> str:
+        """`query` with the usual case of its words if it is in one case (`in_one_case`), else `query` itself.
+
+        The first word gets a capital, as in a sentence. Words with underscores or other signs of code keep their
+        case.
+        """
+        if not in_one_case(query):
+            return query
+        places = [match for token in _TOKEN.finditer(query) if not _CODE.search(token[0]) for match in _words_in(token)]
+        lowered = [query[start:end].lower() for start, end in places]
+        pieces, at = [], 0
+        for i, (start, end) in enumerate(places):
+            left = lowered[i - 1] if i and _adjacent(query, places[i - 1][1], start) else ""
+            right = lowered[i + 1] if i + 1 < len(places) and _adjacent(query, end, places[i + 1][0]) else ""
+            spelled = self.spelling(lowered[i], left, right)
+            pieces += [query[at:start], spelled[:1].title() + spelled[1:] if i == 0 and start == 0 else spelled]
+            at = end
+        return "".join([*pieces, query[at:]])
+
+    def spelling(self, word: str, left: str = "", right: str = "") -> str:
+        """The case of a lower-case word between two others ("" for none)."""
+        beside = self.after.get((left, word)) or self.before.get((word, right))
+        return beside or self.words.get(word, word)
+
+    @classmethod
+    def learn(
+        cls, texts: Iterable[str], titles: Iterable[str] = (), names: Iterable[str] = (), sources: Sequence[str] = ()
+    ) -> Truecaser:
+        """Count the spellings of every word.
+
+        Args:
+            texts: prose, of which no word counts that begins a sentence or a quotation.
+            titles: titles of documents, of which every word counts.
+            names: names of a lexicon; their words need not be seen more than once.
+            sources: see the class.
+        """
+        words: dict[str, Counter[str]] = {}
+        after: dict[tuple[str, str], Counter[str]] = {}
+        before: dict[tuple[str, str], Counter[str]] = {}
+        whole = itertools.chain(
+            ((text, True) for text in texts),
+            ((title, False) for title in titles),
+            ((name, False) for name in names for _ in range(SEEN)),
+        )
+        for text, is_prose in whole:
+            left = left_word = ""
+            end, left_begins = 0, True
+            for match in _WORD.finditer(text):
+                word, lowered, between = match[0], match[0].lower(), text[end : match.start()]
+                begins = is_prose and (not end or _BREAKS.search(between) is not None)
+                adjacent = end > 0 and not between.strip()
+                if not begins:
+                    words.setdefault(lowered, Counter())[word] += 1
+                    if adjacent:
+                        after.setdefault((left, lowered), Counter())[word] += 1
+                if adjacent and not left_begins:
+                    before.setdefault((left, lowered), Counter())[left_word] += 1
+                left, left_word, left_begins, end = lowered, word, begins, match.end()
+        usual = {word: spelling for word, spelling in _usual(words, UNIGRAM_SHARE).items() if spelling != word}
+        behind = _usual(after, BIGRAM_SHARE)
+        ahead = _usual(before, BIGRAM_SHARE)
+        return cls(
+            usual,
+            {pair: spelling for pair, spelling in behind.items() if spelling != usual.get(pair[1], pair[1])},
+            {pair: spelling for pair, spelling in ahead.items() if spelling != usual.get(pair[0], pair[0])},
+            sources,
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the file that `save` writes."""
+        return hashlib.sha256(self._to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, atomically; into a folder, `TRUECASER_FILE`."""
+        atomic_write_text(_file(path), self._to_json())
+
+    def _to_json(self) -> str:
+        record = {
+            "format": FORMAT,
+            "sources": self.sources,
+            "words": sorted(self.words.values()),
+            "after": sorted(f"{left} {spelling}" for (left, _), spelling in self.after.items()),
+            "before": sorted(f"{spelling} {right}" for (_, right), spelling in self.before.items()),
+        }
+        return json.dumps(record, ensure_ascii=False, indent=0) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Truecaser:
+        """Read the file that `save` wrote, or that of a folder.
+
+        Raises:
+            InputError: it does not exist, is damaged or was written by a newer version.
+        """
+        file = _file(path)
+        try:
+            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if record["format"] != FORMAT:
+                raise InputError(f"{file} has format {record['format']}, and this version reads {FORMAT}; upgrade it")
+            pairs = {name: [line.split(" ") for line in record[name]] for name in ("after", "before")}
+            return cls(
+                {spelling.lower(): spelling for spelling in record["words"]},
+                {(left, spelling.lower()): spelling for left, spelling in pairs["after"]},
+                {(spelling.lower(), right): spelling for spelling, right in pairs["before"]},
+                record["sources"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{file} is not a truecaser that can be read ({error}); make or download it again"
+            ) from error
+
+
+def in_one_case(query: str) -> bool:
+    """Whether the case of a query says nothing about its words: it has letters and none of them is a capital, or it is
+    all in capitals (`capitals.is_all_capitals`), or every word of it, stop words too, begins with a capital."""
+    if query == query.lower():
+        return query != query.upper()
+    if is_all_capitals(query):
+        return True
+    words = _WORD.findall(query)
+    return (
+        len(words) >= TITLE_WORDS
+        and all(word[0] != word[0].lower() for word in words)
+        and any(word.lower() in FUNCTION_WORDS for word in words[1:])
+    )
+
+
+def query_normalizer(fold: Callable[[str], str] | None, truecaser: Truecaser | None) -> Callable[[str], str] | None:
+    """What a query goes through before it is tokenized: the truecaser, then what documents go through."""
+    if truecaser is None or fold is None:
+        return truecaser or fold
+    return lambda query: fold(truecaser(query))
+
+
+def truecaser_note(model: Any) -> list[str]:
+    """What an export's README says to those who tokenize queries by themselves (lines of Markdown), as
+    `capitals.capitals_note`."""
+    if model.checkpoint.truecaser is None:
+        return []
+    return [
+        "Its queries, if they are typed in one case, go through `search_r3.model.truecasing.Truecaser` with the "
+        f"checkpoint's {TRUECASER_FILE} before they are tokenized. Other libraries do not do this, so their embeddings "
+        "of such queries will differ.",
+        "",
+    ]
+
+
+def _file(path: str | Path) -> Path:
+    return Path(path) / TRUECASER_FILE if Path(path).is_dir() else Path(path)
+
+
+def _words_in(token: re.Match[str]) -> list[tuple[int, int]]:
+    return [(token.start() + word.start(), token.start() + word.end()) for word in _WORD.finditer(token[0])]
+
+
+def _adjacent(text: str, end: int, start: int) -> bool:
+    return not text[end:start].strip()
+
+
+def _usual(counts: dict[Any, Counter[str]], share: float) -> dict[Any, str]:
+    """The most frequent spelling of each key that is seen often enough, where it is frequent enough."""
+    usual = {}
+    for key, spellings in counts.items():
+        total = spellings.total()
+        if total >= SEEN:
+            spelling = min(spellings, key=lambda one: (-spellings[one], one))
+            if spellings[spelling] > share * total:
+                usual[key] = spelling
+    return usual
