@@ -1,0 +1,58 @@
+"""What a truecaser is learned from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from search_r3.cli.commands import app
+from search_r3.data.case_sources import learn_truecaser
+from search_r3.data.sources import dictionaries
+from search_r3.errors import InputError
+from search_r3.model.truecasing import Truecaser
+
+SYNSET = "09100000 15 n 02 Lake_Geneva 0 lake 0 000 | a lake in the Alps\n"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    folder = tmp_path / "mini"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [
+        {"_id": "1", "title": "Genghis Khan", "text": "He ruled. Of Genghis Khan little is known."},
+        {"_id": "2", "title": "Horses", "text": "The horses were fast, and horses ate grass."},
+    ]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "Was Attila the Hun known to Attila the Hun?"}\n')
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
+    return folder
+
+
+def test_documents_and_titles_are_read_and_queries_are_not(dataset: Path) -> None:
+    made = learn_truecaser([dataset])
+    assert made("was genghis khan or attila fond of horses") == "Was Genghis Khan or attila fond of horses"
+    assert made.sources == ["mini"]
+
+
+def test_wordnet_adds_its_names(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in dictionaries.PARTS:
+        (tmp_path / f"data.{part}").write_text("  1 This software\n" + (SYNSET if part == "noun" else ""))
+    monkeypatch.setattr(dictionaries, "WORDNET", tmp_path)
+    made = learn_truecaser([dataset], wordnet=True)
+    assert made("horses near lake geneva") == "Horses near Lake Geneva"
+    assert made.sources == ["mini", "wordnet"]
+
+
+def test_the_command_writes_a_file_that_loads(dataset: Path, tmp_path: Path) -> None:
+    output = tmp_path / "cases.json"
+    result = CliRunner().invoke(app, ["data", "truecaser", str(output), str(dataset), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["sha256"] == Truecaser.load(output).hash
+
+
+def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        learn_truecaser(["nowhere"], data_root=tmp_path)
