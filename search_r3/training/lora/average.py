@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,8 +97,10 @@ def average_adapters(
 ) -> Averaged:
     """Write the average of adapters to the new folder `into`, with its contract and golden vectors.
 
-    With query adapters among them it is a query adapter of their documents. The adapter that embeds these documents may
-    then be averaged too, which makes queries more robust outside the training distribution (WiSE-FT, arXiv 2109.01903).
+    The contract is that of the first adapter, or of the first query adapter among them; the others may lack some of its
+    conversations, such as that of reading. With query adapters among them it is a query adapter of their documents. The
+    adapter that embeds these documents may then be averaged too, which makes queries more robust outside the training
+    distribution (WiSE-FT, arXiv 2109.01903).
 
     Args:
         names: adapters of one base, that embed by one contract; their ranks may differ.
@@ -282,7 +285,8 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
     # The adapter of a query adapter's documents has no part in its queries' conversations.
     compared = mine.keys() | theirs.keys() if first.is_for_queries == other.is_for_queries else ()
     for name in sorted(compared):
-        if name not in OWN_FIELDS and mine.get(name) != theirs.get(name):
+        fits = _conversations_fit if name == "prompts" else operator.eq
+        if name not in OWN_FIELDS and not fits(mine.get(name), theirs.get(name)):
             raise InputError(
                 f"{other.folder} embeds with another {name} than {first.folder}, so their weights do not belong "
                 "together; only adapters with one contract can be averaged"
@@ -296,6 +300,11 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
                 f"{other.folder} {what} than {first.folder} ({len(one ^ two)} differ, such as {min(one ^ two)}); train "
                 "them with the same lora.target_modules"
             )
+
+
+def _conversations_fit(first: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the first adapter, whose contract is kept, has every conversation of the other in the same words."""
+    return all(first.get(name) == conversation for name, conversation in other.items())
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:

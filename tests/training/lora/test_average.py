@@ -282,3 +282,13 @@ class TestQueryAdapters:
     def test_one_of_other_documents_is_refused(self, pair, query_adapters, tmp_path):
         with pytest.raises(InputError, match="belongs to other documents than the query adapter"):
             average_adapters([query_adapters[0], pair[1]], tmp_path / "soup")
+
+
+def test_an_adapter_may_lack_a_conversation_of_the_first_whose_contract_is_kept(pair, copied, tmp_path):
+    record = json.loads((copied / checkpoints.CONTRACT_FILE).read_text())
+    latent = {"system": "L", "answer": "", "steps": 2}
+    change_contract(copied, prompts=record["contract"]["prompts"] | {"latent": latent})
+    average_adapters([copied, pair[0]], tmp_path / "soup")
+    assert SearchR3.from_pretrained(tmp_path / "soup", device="cpu").latent_steps == 2
+    with pytest.raises(InputError, match="another prompts"):
+        average_adapters([pair[0], copied], tmp_path / "other")
