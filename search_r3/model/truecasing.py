@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.stop_words import FUNCTION_WORDS
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.model.capitals import is_all_capitals
@@ -33,6 +32,10 @@ BIGRAM_SHARE = 0.7
 """The same beside a given other word, of which far fewer occurrences are seen."""
 TITLE_WORDS = 4
 """Minimum number of words of a query in title case: fewer may be a name."""
+_SMALL_IN_NAMES = frozenset(
+    "a an and are as at by can did do does for from how in is of on or the to was what with".split()
+)
+"""Words that have no capital inside a name; the first one has."""
 _TOKEN = re.compile(r"\S+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
@@ -174,7 +177,7 @@ class Truecaser:
 
 def in_one_case(query: str) -> bool:
     """Whether the case of a query says nothing about its words: it has letters and none of them is a capital, or it is
-    all in capitals (`capitals.is_all_capitals`), or every word of it, stop words too, begins with a capital."""
+    all in capitals (`capitals.is_all_capitals`), or every word of it begins with a capital, even such as names have none."""
     if query == query.lower():
         return query != query.upper()
     if is_all_capitals(query):
@@ -183,7 +186,7 @@ def in_one_case(query: str) -> bool:
     return (
         len(words) >= TITLE_WORDS
         and all(word[0] != word[0].lower() for word in words)
-        and any(word.lower() in FUNCTION_WORDS for word in words[1:])
+        and any(word.lower() in _SMALL_IN_NAMES for word in words[1:])
     )
 
 
