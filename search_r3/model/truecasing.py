@@ -32,9 +32,7 @@ BIGRAM_SHARE = 0.7
 """The same beside a given other word, of which far fewer occurrences are seen."""
 TITLE_WORDS = 4
 """Minimum number of words of a query in title case: fewer may be a name."""
-_SMALL_IN_NAMES = frozenset(
-    "a an and are as at by can did do does for from how in is of on or the to was what with".split()
-)
+_SMALL_IN_NAMES = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to"))
 """Words that have no capital inside a name; the first one has."""
 _TOKEN = re.compile(r"\S+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -177,7 +175,7 @@ class Truecaser:
 
 def in_one_case(query: str) -> bool:
     """Whether the case of a query says nothing about its words: it has letters and none of them is a capital, or it is
-    all in capitals (`capitals.is_all_capitals`), or every word of it begins with a capital, even such as names have none."""
+    all in capitals (`capitals.is_all_capitals`), or every word of it begins with a capital, "of" and "the" too."""
     if query == query.lower():
         return query != query.upper()
     if is_all_capitals(query):
