@@ -128,7 +128,7 @@ class Embedding(Answer):
     index: Count
     embedding: Annotated[
         list[float] | Annotated[str, Field(description="base64 of float32, little-endian")],
-        Field(description="with `binary` and `ubinary`, an eighth as many whole numbers"),
+        Field(description="whole numbers with `int8` and `uint8`; with `binary` and `ubinary` an eighth as many"),
     ]
 
 

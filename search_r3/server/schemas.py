@@ -29,6 +29,7 @@ from search_r3.index.run_search import MAX_HITS, MAX_HOPS, MAX_QUERY_CHARACTERS,
 from search_r3.model.reading import MAX_PASSAGES
 from search_r3.model.tokenization import MAX_CHARACTERS
 from search_r3.rank_fusion import VECTOR_WEIGHT
+from search_r3.server.embedding_types import EMBEDDING_TYPES, EmbeddingType
 from search_r3.server.where_filter import MAX_FILTER_CHARACTERS
 
 VISIBLE = "[^\\u0000-\\u0020\\u007f-\\u00a0\\u00ad\\u1680\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u206f\\u3000\\ufeff]"
@@ -141,11 +142,12 @@ QueryTooLong = Annotated[
 class _EmbeddingRequest(Strict):
     model: ModelName
     encoding_format: Annotated[
-        Literal["float", "base64", "binary", "ubinary"] | None,
-        _in_one_line('expected "float", "base64", "binary" or "ubinary"'),
+        EmbeddingType | None,
+        _in_one_line(f"expected one of {', '.join(EMBEDDING_TYPES)}"),
         Field(
-            description="base64 of float32, or the signs of the values, 8 in a number: as sentence-transformers' "
-            "quantize_embeddings, in int8 (binary) or uint8 (ubinary)"
+            description="numbers, base64 of float32, numbers rounded to float16, or as sentence-transformers' "
+            "quantize_embeddings: int8 and uint8 with the ranges -1 to 1, binary (in int8) and ubinary (in uint8) are "
+            "the signs of the values, 8 in a number"
         ),
     ] = "float"
     dimensions: Dimensions | None = None

@@ -13,6 +13,7 @@ from serving_tools import Running, running
 
 from search_r3 import SearchR3
 from search_r3.model.tokenization import encode_as_text, special_ids
+from search_r3.server.embedding_types import quantize, written
 from search_r3.server.service import Loaded
 
 if TYPE_CHECKING:  # a second to import, in each of `make test`'s processes
@@ -202,7 +203,54 @@ def test_binary_embeddings_are_those_of_sentence_transformers(served: Running, t
     for precision in ("binary", "ubinary"):
         found = [one["embedding"] for one in served.embed(TEXTS, encoding_format=precision).json["data"]]
         assert found == quantize_embeddings(rows, precision).tolist()
-    wrong = served.embed(TEXTS, encoding_format="int8").error
+
+
+@pytest.mark.parametrize("form", ["int8", "uint8"])
+def test_bytes_are_those_of_sentence_transformers_with_ranges_of_unit_vectors(
+    served: Running, tiny: SearchR3, form: str
+) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    plain = [one["embedding"] for one in served.embed(TEXTS).json["data"]]
+    ranges = np.array([[-1.0] * tiny.dimension, [1.0] * tiny.dimension])
+    expected = quantize_embeddings(np.array(plain, dtype=np.float32), form, ranges=ranges)
+    found = [one["embedding"] for one in served.embed(TEXTS, encoding_format=form).json["data"]]
+    assert found == expected.tolist()
+    alone = served.embed(TEXTS[0], encoding_format=form).json["data"][0]["embedding"]
+    assert np.abs(np.array(alone) - found[0]).max() <= 1, "the ranges do not depend on the other texts"
+
+
+def test_cosines_of_bytes_are_those_of_the_vectors() -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    rows = np.random.default_rng(0).normal(size=(20, 576)).astype(np.float32)
+    rows[:, 0] += 20  # one large component, as language models have
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    steps = np.stack([quantize(row, "int8") for row in rows]).astype(np.float32) + 1
+    steps /= np.linalg.norm(steps, axis=1, keepdims=True)
+    np.testing.assert_allclose(steps @ steps.T, rows @ rows.T, atol=0.01)
+    edges = np.array([[-1, -1e-9, 0, 0.5, 1, 1.0000001, -1.0000001]], dtype=np.float32)
+    ranges = np.array([[-1.0] * edges.shape[1], [1.0] * edges.shape[1]])
+    for form in ("uint8", "int8"):
+        assert np.array_equal(quantize(edges[0], form), quantize_embeddings(edges, form, ranges=ranges)[0])
+
+
+def test_float16_is_written_in_few_digits_that_read_back_exactly(served: Running) -> None:
+    rows = np.array([0, 0.1, -0.5, 1, 6e-8, 3.3e-5, -1e-9, 0.33333], dtype="<f4")
+    assert np.array_equal(np.array(written(rows, "float16"), dtype=np.float16), rows.astype(np.float16))
+    every = np.arange(2**15, dtype=np.uint16).view(np.float16)
+    every = every[np.abs(every) <= 1]
+    assert np.array_equal(written(every.astype("<f4"), "float16").astype(np.float16), every)
+    plain = np.array(served.embed("hello").json["data"][0]["embedding"], dtype=np.float32)
+    answer = served.embed("hello", encoding_format="float16").json["data"][0]["embedding"]
+    assert np.array_equal(np.array(answer, dtype=np.float16), plain.astype(np.float16))
+    assert max(len(str(number).strip("-0.").split("e")[0]) for number in answer) <= 5
+    assert written(np.array([1 / 3], dtype="<f4"), "float16").tolist() == [0.33325]
+
+
+def test_an_unknown_type_is_refused_with_the_known_ones(served: Running) -> None:
+    wrong = served.embed(TEXTS, encoding_format="int4").error
     assert (wrong["param"], wrong["message"]) == (
-        "encoding_format", 'encoding_format: expected "float", "base64", "binary" or "ubinary"'
-    )  # fmt: skip
+        "encoding_format",
+        "encoding_format: expected one of float, base64, float16, int8, uint8, binary, ubinary",
+    )

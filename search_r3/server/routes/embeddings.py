@@ -7,7 +7,6 @@ neither gets deterministic embeddings of documents, which are what clients embed
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from search_r3.model.text_limit import ReadTexts, TextLimit, mean_of_parts, read
 from search_r3.model.tokenization import Text, Tokens
 from search_r3.server.batching.batcher import BatcherClosed, Embedded, EmbeddingJob, Kind
 from search_r3.server.batching.queued_encoder import given_traces
+from search_r3.server.embedding_types import written
 from search_r3.server.errors import ApiError, from_input_error
 from search_r3.server.request_body import in_thread, pool_for, read, until_done
 from search_r3.server.response_schemas import Embeddings
@@ -62,7 +62,7 @@ async def create_embeddings(request: Request) -> Response:
         service.loaded.check_name(body.model)
         vectors, usage = await embed(request, service, body)
         data = [
-            {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+            {"object": "embedding", "index": i, "embedding": written(vector, body.encoding_format or "float")}
             for i, vector in enumerate(vectors)
         ]
         return to_json({"object": "list", "data": data, "model": name, "usage": usage})
@@ -259,12 +259,3 @@ def _shortened(vector: np.ndarray, dimensions: int) -> np.ndarray:
     if dimensions < len(vector):
         short = short / max(float(np.linalg.norm(short)), 1e-12)
     return short.astype("<f4", copy=False)
-
-
-def _written(vector: np.ndarray, encoding: str | None) -> Any:
-    if encoding == "base64":
-        return base64.b64encode(vector.tobytes()).decode()
-    if encoding in ("binary", "ubinary"):
-        signs = np.packbits(vector > 0)
-        return signs if encoding == "ubinary" else (signs.astype(np.int16) - 128).astype(np.int8)
-    return vector
