@@ -49,7 +49,9 @@ Invalid input gives one line that starts with `error:`, and exit code 2.
 """
 
 GROUPS = {
-    "search": ("demo", "ask", "index", "search", "delete", "compact", "backup", "restore", "serve", "encode", "mcp"),
+    "search": (
+        "demo", "ask", "index", "search", "tune", "delete", "compact", "backup", "restore", "serve", "encode", "mcp"
+    ),
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",

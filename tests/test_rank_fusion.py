@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from search_r3.rank_fusion import VECTOR_WEIGHT, fuse_scores, reciprocal_rank_fusion
+from search_r3.rank_fusion import (
+    VECTOR_WEIGHT,
+    distribution_based,
+    fuse,
+    fuse_scores,
+    reciprocal_rank_fusion,
+    relative_scores,
+)
 
 
 def test_reciprocal_rank_fusion_follows_the_formula_and_orders_ties_by_id():
@@ -79,3 +86,65 @@ def test_fusion_is_never_far_below_the_better_of_two_lists(vector, text, ranks_f
     least = 0.8 * max(found["vector"], found["text"])
     assert found["linear"] >= least
     assert (found["ranks"] < least) == ranks_fail
+
+
+def random_lists(seed=0):
+    rng = np.random.default_rng(seed)
+    cosines = {f"d{i}": float(c) for i, c in enumerate(rng.normal(0.4, 0.1, 60))}
+    bm25 = {f"d{i}": float(s) for i, s in zip(rng.permutation(90)[:50], rng.gamma(2, 3, 50), strict=True)}
+    return cosines, bm25
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_dbsf_and_rsf_follow_their_formulas(weight):
+    lists = random_lists()
+
+    def dbsf(values):
+        return np.clip((values - values.mean() + 3 * values.std()) / (6 * values.std()), 0, 1)
+
+    def rsf(values):
+        return (values - values.min()) / np.ptp(values)
+
+    for method, normalize in (("dbsf", dbsf), ("rsf", rsf)):
+        normalized = [dict(zip(scores, normalize(np.array([*scores.values()])), strict=True)) for scores in lists]
+        expected = {
+            key: weight * normalized[0].get(key, 0) + (1 - weight) * normalized[1].get(key, 0)
+            for key in {**lists[0], **lists[1]}
+        }
+        fused = fuse(method, *lists, weight)
+        assert dict(fused) == pytest.approx(expected)
+        assert [score for _, score in fused] == sorted((score for _, score in fused), reverse=True)
+
+
+@pytest.mark.slow
+def test_dbsf_and_rsf_are_those_of_mteb():
+    wrappers = pytest.importorskip("mteb.models.hybrid_wrappers", reason="mteb is not installed")
+    lists = random_lists(1)
+    for method, theirs in (("dbsf", wrappers.fuse_dbsf), ("rsf", wrappers.fuse_relative_score_fusion)):
+        assert dict(fuse(method, *lists, 0.7)) == pytest.approx(dict(theirs(lists, [0.7, 0.3])))
+
+
+def test_equal_scores_and_empty_lists_have_a_middle_and_no_score():
+    for normalize in (distribution_based, relative_scores):
+        assert normalize({"a": 2.0, "b": 2.0}) == {"a": 0.5, "b": 0.5}
+        assert normalize({"a": -1.0}) == {"a": 0.5}
+        assert normalize({}) == {}
+    for method in ("linear", "dbsf", "rsf", "rrf"):
+        assert fuse(method, {}, {}) == []
+        assert [key for key, _ in fuse(method, {"b": 0.5, "a": 0.5}, {})] == ["a", "b"]
+
+
+@pytest.mark.parametrize("method", ["linear", "dbsf", "rsf"])
+def test_the_scores_of_the_best_do_not_depend_on_the_length_of_the_lists(method):
+    rng = np.random.default_rng(2)
+    lists = [{f"d{i}": float(s) for i, s in enumerate(rng.gamma(2, 3, 300))} for _ in range(2)]
+    best = [dict(sorted(scores.items(), key=lambda item: -item[1])[:100]) for scores in lists]
+    short, long = (dict(fuse(method, *some)) for some in (best, lists))
+    assert {key: long[key] for key in short} == pytest.approx(short)
+
+
+def test_linear_and_rrf_are_what_they_were_by_name():
+    lists = random_lists(3)
+    assert fuse("linear", *lists, 0.4) == fuse_scores(*lists, 0.4)
+    order = [sorted(scores, key=lambda key: -scores[key]) for scores in lists]
+    assert fuse("rrf", *lists) == reciprocal_rank_fusion(order)

@@ -46,6 +46,7 @@ from search_r3.cli.search import search
 from search_r3.cli.serve import serve
 from search_r3.cli.study import study
 from search_r3.cli.train import plot, train_app
+from search_r3.cli.tune import tune
 
 EXIT_DIFFERENT = 1
 """Exit code of `models --check`: the model does not reproduce its golden vectors."""
@@ -162,7 +163,7 @@ app.add_typer(data_app, name="data")
 for name, data_command in (("read", data_read), ("truecaser", data_truecaser), ("fresh", data_fresh),
                            ("embed-teacher", data_embed_teacher), ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
-COMMANDS = (adapt, ask, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index, delete,
-            compact, backup, restore, search, evaluate, tables, card, models)  # fmt: skip
+COMMANDS = (adapt, ask, tune, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index,
+            delete, compact, backup, restore, search, evaluate, tables, card, models)  # fmt: skip
 for command in COMMANDS:
-    app.command(cls=ReasoningCommand if command in (ask, mcp, search) else None)(command)
+    app.command(cls=ReasoningCommand if command in (ask, mcp, search, tune) else None)(command)

@@ -7,11 +7,12 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Search": ("demo", "ask", "index", "search", "serve", "encode", "mcp", "delete", "compact", "backup", "restore"),
+    "Search": ("demo", "ask", "index", "search", "tune", "serve", "encode", "mcp", "delete", "compact", "backup",
+               "restore"),
     "Evaluate": ("evaluate", "study", "rollouts", "report", "tables"),
     "Train": ("data", "train", "adapt", "plot", "card"),
     "Models": ("models", "export", "push", "pull"),
-}
+}  # fmt: skip
 """Heading -> commands, in the order in which they are listed."""
 
 

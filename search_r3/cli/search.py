@@ -49,6 +49,15 @@ class Mode(StrEnum):
     text = "text"
 
 
+class FusionMethod(StrEnum):
+    """How a hybrid search fuses its lists."""
+
+    linear = "linear"
+    dbsf = "dbsf"
+    rsf = "rsf"
+    rrf = "rrf"
+
+
 class TooLongQuery(StrEnum):
     """What happens to a query that is over the limit."""
 
@@ -74,9 +83,29 @@ def search(
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector: by meaning; text: by words; hybrid: both, fused.")] = Mode.hybrid,
     vector_weight: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Weight of the vectors in a hybrid search; the words get the rest."),
-    ] = VECTOR_WEIGHT,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Weight of the vectors in a hybrid search; the words get the rest. By default as `search-r3 tune` "
+            f"stored it with the index, else {VECTOR_WEIGHT}.",
+        ),
+    ] = None,
+    fusion: Annotated[
+        FusionMethod | None,
+        typer.Option(
+            help="How a hybrid search fuses its lists: linear adds scores by their distance from the best in standard "
+            "deviations; dbsf and rsf are distribution-based and relative score fusion; rrf is reciprocal rank fusion, "
+            "without a weight. By default as tuned, else linear."
+        ),
+    ] = None,
+    reasoning_words: Annotated[
+        bool | None,
+        typer.Option(
+            "--reasoning-words/--no-reasoning-words",
+            help="Search for the words of the reasoning too, in a hybrid search. By default as tuned, else no.",
+        ),
+    ] = None,
     where: Annotated[
         str | None,
         typer.Option(help="Only chunks for which this SQL condition holds: \"lang = 'en' AND year > 2020\"."),
@@ -148,7 +177,7 @@ def search(
     let_idle_threads_sleep()
     from search_r3.index.index_handle import damage_explained
     from search_r3.index.results.reranked import rerank_hits
-    from search_r3.index.run_search import check_given, check_where
+    from search_r3.index.run_search import check_given, check_reasoning_words, check_where
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
 
@@ -159,7 +188,9 @@ def search(
     with damage_explained(index):  # before a model is loaded
         check_where(opened, where)
         refuse_both(writer, reasoning_text)
-        check_given(writer or reasoning_text, True if reasoning is Reasoning.on else reasoning.value, mode.value)
+        thinks = True if reasoning is Reasoning.on else reasoning.value
+        check_given(writer or reasoning_text, thinks, mode.value)
+        check_reasoning_words(reasoning_words, thinks, writer or reasoning_text, mode.value)
         if mode is not Mode.vector:
             opened.backend.check_text()
     options: SearchOptions = {
@@ -172,6 +203,8 @@ def search(
         "exact": exact,
         "chunks": chunks,
         "vector_weight": vector_weight,
+        "fusion": None if fusion is None else fusion.value,
+        "reasoning_words": reasoning_words,
         "read": read,
         "hops": hops,
         "explained": not as_json,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index.backends.backend_registry import choose_backend, open_backend, open_lance
 from search_r3.index.backends.index_backend import IndexBackend
 from search_r3.index.backends.lance.approximate import keep_approximate
@@ -29,6 +30,7 @@ from search_r3.index.backends.lance.compaction import (
 )
 from search_r3.index.backends.lance.duplicates import Differing, remove_equal_copies
 from search_r3.index.backends.lance.durable import flush
+from search_r3.index.backends.lance.fusion_record import write_fusion
 from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.backends.lance.lance_table import ensure_complete, mark_complete, migrate_rows
 from search_r3.index.backends.lance.table_columns import in_parts
@@ -209,6 +211,22 @@ def maintain_index(
         rebuilt = _maintain(index.table, location, lease, start, always)
         flush(location, began)
         return rebuilt
+
+
+def keep_fusion(path: str | Path, fusion: HybridFusion | None) -> None:
+    """Store with the index how its hybrid searches are fused; None goes back to the default.
+
+    Raises:
+        IndexBusy: another process is writing.
+        StorageError: object storage failed or did not answer.
+        InputError: there is no index, or its backend cannot store it.
+    """
+    location = for_writing(location_of(path))
+    choose_backend(location).require("maintenance", "a tuned fusion")
+    began = time.time()
+    with storage_errors(location), writing(location):
+        write_fusion(_open(location).table, fusion)
+        flush(location, began)
 
 
 def _open(location: Location, expected_info: IndexInfo | None = None) -> LanceBackend:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
 from search_r3.index.results.query_words import without_stop_words
 from search_r3.index.row_keys import CONTENT
-from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 Mode = Literal["hybrid", "vector", "text"]
-Fusion = Literal["linear", "rrf"]
 POOL = 100  # a hybrid search fuses at least this many rows of each list
 MAX_POOL = 20_000  # most chunks fetched to find k documents; if a few documents have that many, fewer than k are found
 
@@ -22,7 +21,7 @@ Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ran
 
 @dataclass(frozen=True)
 class RowRanking:
-    """The options of a search that rank the rows for a vector."""
+    """The options of a search that rank the rows for a vector; words are searched for those of `reasoning` too."""
 
     backend: IndexBackend
     query: str
@@ -30,8 +29,8 @@ class RowRanking:
     where: str | None
     exact: bool
     chunks: bool
-    vector_weight: float
-    fusion: Fusion
+    fusion: HybridFusion
+    reasoning: str = ""
     _by_words: dict[int, list[Scored]] = field(default_factory=dict)
 
     def best(self, vector: np.ndarray | None, k: int, equal: dict[str, list[Row]] | None = None) -> list[Ordered]:
@@ -44,31 +43,34 @@ class RowRanking:
                 lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
             if self.mode != "vector":
                 lists["text"] = self._search_text(pool)
-            order = _order(lists, self.fusion, self.vector_weight)
+            order = _order(lists, self.query, self.fusion)
             order = order if self.chunks else _first_of_each_document(order)
             order = order if equal is None else _first_of_each_text(order, equal)
             if len(order) >= k or pool >= MAX_POOL or all(len(ranking) < pool for ranking in lists.values()):
                 return order[:k]
             pool *= 4  # a few documents filled the lists
 
+    def with_reasoning(self, text: str) -> RowRanking:
+        """The same, with the words of a reasoning trace."""
+        return replace(self, reasoning=text, _by_words={})
+
     def _search_text(self, pool: int) -> list[Scored]:
         """The words find the same rows whatever the vector is, so that a search that reads asks for them once."""
         if pool not in self._by_words:
-            self._by_words[pool] = self.backend.search_text(without_stop_words(self.query), pool, self.where)
+            words = f"{self.query} {self.reasoning}" if self.reasoning else self.query
+            self._by_words[pool] = self.backend.search_text(without_stop_words(words), pool, self.where)
         return self._by_words[pool]
 
 
-def _order(lists: dict[str, list[Scored]], fusion: Fusion, vector_weight: float) -> list[Ordered]:
+def _order(lists: dict[str, list[Scored]], query: str, fusion: HybridFusion) -> list[Ordered]:
     """The rows of all lists, best first."""
     rows = {row["id"]: row for ranking in lists.values() for row, _ in ranking}
     ranks = {name: {row["id"]: rank for rank, (row, _) in enumerate(ranking, 1)} for name, ranking in lists.items()}
     scores = {name: {row["id"]: float(score) for row, score in ranking} for name, ranking in lists.items()}
     if len(lists) == 1:
         order = list(next(iter(scores.values())).items())
-    elif fusion == "linear":
-        order = fuse_scores(scores["vector"], scores["text"], vector_weight)
     else:
-        order = reciprocal_rank_fusion([[row["id"] for row, _ in ranking] for ranking in lists.values()])
+        order = fusion.fuse(query, scores["vector"], scores["text"])
     return [
         (
             rows[identifier],

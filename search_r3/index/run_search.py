@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypedDict, cast, get_args
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import DEFAULT_FUSION, HybridFusion
 from search_r3.index.backends.index_backend import IndexBackend, Row
 from search_r3.index.encoder_protocol import Encoder, ReadsReasoning
 from search_r3.index.results.explanation import Explanation, Found, explain
@@ -25,10 +26,11 @@ from search_r3.index.results.markup import markup_of
 from search_r3.index.results.query_words import composed
 from search_r3.index.results.snippets import Snippet, make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
-from search_r3.index.row_ranking import Fusion, Mode, RowRanking, text_of
+from search_r3.index.row_ranking import Mode, RowRanking, text_of
 from search_r3.index.source_document import Scalar
 from search_r3.model.reading import check_count, check_reading
 from search_r3.model.reasoned import REASONING_TEXT_TOKENS, check_reasoning_text
+from search_r3.rank_fusion import VECTOR_WEIGHT, Fusion
 
 MAX_HITS = 1_000
 MAX_QUERY_CHARACTERS = 100_000
@@ -46,8 +48,9 @@ class SearchOptions(TypedDict, total=False):
     where: str | None
     exact: bool
     chunks: bool
-    vector_weight: float
-    fusion: Fusion
+    vector_weight: float | None
+    fusion: Fusion | None
+    reasoning_words: bool | None
     read: int
     hops: int
     explained: bool
@@ -188,8 +191,9 @@ def run_search(
     where: str | None,
     exact: bool,
     chunks: bool,
-    vector_weight: float,
-    fusion: Fusion,
+    vector_weight: float | None,
+    fusion: Fusion | None,
+    reasoning_words: bool | None,
     read: int,
     hops: int,
     explained: bool,
@@ -201,6 +205,7 @@ def run_search(
     """
     query = _checked_query(query)
     _check_options(k, mode, vector_weight, fusion)
+    check_reasoning_words(reasoning_words, reasoning, reasoning_text, mode)
     check_given(reasoning_text, reasoning, mode)
     _check_read(read, hops, mode, reasoning)
     backend = index.backend
@@ -208,7 +213,8 @@ def run_search(
     if mode != "vector":
         backend.check_text()
     started = time.perf_counter()
-    ranking = RowRanking(backend, query, mode, where, exact, chunks, vector_weight, fusion)
+    hybrid = choose_fusion(backend, model, fusion, vector_weight) if mode == "hybrid" else DEFAULT_FUSION
+    ranking = RowRanking(backend, query, mode, where, exact, chunks, hybrid)
     embedded: _Embedded | None = None
     if mode != "text":
         if model is None:
@@ -219,6 +225,8 @@ def run_search(
         thinking = _Thinking(reasoning, max_reasoning_tokens, reasoning_text)
         embedded = _embed_query(ranking, model, thinking, read, hops)
     done_embedding = time.perf_counter()
+    if reasoning_words or (reasoning_words is None and hybrid.reasoning_words):
+        ranking = ranking.with_reasoning("" if embedded is None or embedded.trace is None else embedded.trace.text)
     equal: dict[str, list[Row]] | None = {} if explained else None
     order = ranking.best(None if embedded is None else embedded.vector, k, equal)
     snippets = [_snippet(row, query) for row, *_ in order]
@@ -256,15 +264,38 @@ def _checked_query(query: str) -> str:
     return composed(query.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")).strip()
 
 
-def _check_options(k: int, mode: str, vector_weight: float, fusion: str) -> None:
+def choose_fusion(
+    backend: IndexBackend, model: Encoder | None, method: Fusion | None, weight: float | None
+) -> HybridFusion:
+    """The fusion that is asked for; else the one that was tuned for this index and model, if there is one."""
+    if method is None and weight is None:
+        tuned = backend.tuned_fusion
+        if tuned is not None and model is not None and tuned.contract_hash in ("", model.contract_hash):
+            return tuned
+    return HybridFusion(method or DEFAULT_FUSION.method, VECTOR_WEIGHT if weight is None else weight)
+
+
+def _check_options(k: int, mode: str, vector_weight: float | None, fusion: str | None) -> None:
     for name, value, kind in (("mode", mode, Mode), ("fusion", fusion, Fusion)):
-        if value not in get_args(kind):
+        if value not in get_args(kind) and not (name == "fusion" and value is None):
             raise InputError(f'{name} is "{value}"; choose one of: {", ".join(get_args(kind))}')
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_HITS:
         raise InputError(f"k is {k}; give a whole number from 1 to {MAX_HITS:,}")
     number = isinstance(vector_weight, (int, float)) and not isinstance(vector_weight, bool)
-    if not number or not 0 <= vector_weight <= 1:
+    if vector_weight is not None and not (number and 0 <= vector_weight <= 1):
         raise InputError(f"vector_weight is {vector_weight!r}; give a number from 0 (words only) to 1 (vectors only)")
+
+
+def check_reasoning_words(
+    reasoning_words: bool | None, reasoning: bool | str, reasoning_text: str | None, mode: str
+) -> None:
+    """Raise InputError if there would be no words of a reasoning to search for."""
+    if not reasoning_words:
+        return
+    if mode != "hybrid":
+        raise InputError(f'reasoning_words adds words to a hybrid search, and mode is "{mode}"; search with "hybrid"')
+    if reasoning_text is None and reasoning not in (True, "auto"):
+        raise InputError("reasoning_words needs reasoning in words; search with reasoning on or auto")
 
 
 def check_given(reasoning_text: str | None, reasoning: object, mode: str) -> None:

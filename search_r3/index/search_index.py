@@ -17,10 +17,10 @@ from search_r3.index.backends.index_backend import IndexBackend, Matrix
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, find_file
-from search_r3.index.run_search import Fusion, Mode, SearchResult, run_search
+from search_r3.index.run_search import Mode, SearchResult, run_search
 from search_r3.index.storage.location import location_of, storage_errors
 from search_r3.index.stored_document import StoredDocument, stored_document
-from search_r3.rank_fusion import VECTOR_WEIGHT
+from search_r3.rank_fusion import Fusion
 
 T = TypeVar("T")
 
@@ -244,8 +244,9 @@ class SearchIndex:
         where: str | None = None,
         exact: bool = False,
         chunks: bool = False,
-        vector_weight: float = VECTOR_WEIGHT,
-        fusion: Fusion = "linear",
+        vector_weight: float | None = None,
+        fusion: Fusion | None = None,
+        reasoning_words: bool | None = None,
         read: int = 0,
         hops: int = 1,
         explained: bool = False,
@@ -269,8 +270,13 @@ class SearchIndex:
             exact: compare the query with every vector, even if there is an approximate index.
             chunks: make every chunk a separate hit, so a document may occur several times.
             vector_weight: the weight of the vectors in a hybrid search, 0 to 1; the words have the remaining weight.
-            fusion: how a hybrid search fuses its lists: "linear" adds weighted, normalized scores (`fuse_scores`),
-                "rrf" is reciprocal rank fusion, which has no weights.
+            fusion: how a hybrid search fuses its lists (`search_r3.rank_fusion`): "linear" adds weighted scores,
+                normalized by their deviation from the best; "dbsf" (distribution-based) and "rsf" (relative score
+                fusion) normalize otherwise; "rrf" is reciprocal rank fusion, which has no weights. Without `fusion` and
+                `vector_weight` it is what `search-r3 tune` stored with the index for this model, else "linear" with
+                a weight of 0.65.
+            reasoning_words: in a hybrid search, search for the words of the reasoning too. None: as was tuned, else
+                no.
             read: embed the query again together with the first so many hits of a direct search, 0 to 10, if the model
                 was trained to read; `model.reading.passages` is the number that it was trained with. The reasoning
                 follows them. The result's `read` lists them. Mode "text" reads nothing.
@@ -299,6 +305,7 @@ class SearchIndex:
                     chunks=chunks,
                     vector_weight=vector_weight,
                     fusion=fusion,
+                    reasoning_words=reasoning_words,
                     read=read,
                     hops=hops,
                     explained=explained,

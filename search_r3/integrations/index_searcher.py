@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from search_r3.rank_fusion import VECTOR_WEIGHT
-
 if TYPE_CHECKING:
     from search_r3.index.index_handle import IndexHandle
     from search_r3.index.run_search import SearchResult
@@ -129,7 +127,7 @@ class IndexSearcher:
         read: int = 0,
         hops: int = 1,
         where: str | None = None,
-        vector_weight: float = VECTOR_WEIGHT,
+        vector_weight: float | None = None,
     ) -> SearchResult:
         """`search_r3.index.SearchIndex.search`, with the model that belongs to the index.
 

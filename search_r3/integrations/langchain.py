@@ -14,7 +14,6 @@ from search_r3.integrations.document_ranker import DocumentRanker
 from search_r3.integrations.framework_encoder import EncodingConfig, TextEncoder, name_and_model
 from search_r3.integrations.index_searcher import IndexSearcher
 from search_r3.optional import optional_imports
-from search_r3.rank_fusion import VECTOR_WEIGHT
 
 with optional_imports("langchain", "the LangChain adapter"):
     from langchain_core.callbacks import CallbackManagerForRetrieverRun, Callbacks
@@ -79,8 +78,9 @@ class SearchR3Retriever(BaseRetriever):
     """Number of chunks; `invoke(query, k=...)` overrides it."""
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
     """Search by vectors and words, by vectors, or by words."""
-    vector_weight: float = VECTOR_WEIGHT
-    """Weight of the vectors in a hybrid search, 0 to 1; the rest is the weight of the words."""
+    vector_weight: float | None = None
+    """Weight of the vectors in a hybrid search, 0 to 1; the rest is the weight of the words. None: as `search-r3 tune`
+    stored it with the index, else 0.65."""
     reasoning: bool | Literal["auto", "latent"] = True
     """Whether the model reasons about the query first; "auto" does so if its rule expects that to help."""
     max_reasoning_tokens: int = 32

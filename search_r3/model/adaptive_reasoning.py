@@ -111,9 +111,9 @@ class AdaptiveRule:
         folds_Q = np.random.default_rng(seed).permutation(len(gains_Q)) % FOLDS
         for fold in range(FOLDS):
             test_Q = folds_Q == fold
-            model = _Logistic.fit(features_QF[~test_Q], gains_Q[~test_Q])
+            model = GainRegression.fit(features_QF[~test_Q], gains_Q[~test_Q])
             unseen_Q[test_Q] = model.logits(features_QF[test_Q])
-        whole = _Logistic.fit(features_QF, gains_Q)
+        whole = GainRegression.fit(features_QF, gains_Q)
         count = _fewest(unseen_Q, gains_Q, target)
         seen_Q = np.sort(whole.logits(features_QF))[::-1]
         if 0 < count < len(gains_Q):
@@ -225,19 +225,31 @@ def score_features(scores_QK: npt.ArrayLike, depth: int = DEPTH, temperature: fl
 
 
 @dataclass(frozen=True)
-class _Logistic:
+class GainRegression:
+    """Whether one way is better than another for a query, by its features.
+
+    Attributes:
+        weights_F, mean_F, scale_F: of the standardized features, float64 (F,).
+        bias: the logit of a query of average features.
+    """
+
     weights_F: np.ndarray
     mean_F: np.ndarray
     scale_F: np.ndarray
     bias: float
 
     def logits(self, features_QF: np.ndarray) -> np.ndarray:
+        """The logit of P(gain > 0) for each query, float64 (Q,)."""
         return (features_QF - self.mean_F) / self.scale_F @ self.weights_F + self.bias
 
     @classmethod
-    def fit(cls, features_QF: np.ndarray, gains_Q: np.ndarray) -> _Logistic:
-        """Ridge logistic regression: P(reasoning helps), each query weighted by |gain|, with mean weight 1."""
-        linear_model = require("sklearn.linear_model", "evaluation", "fitting a reasoning rule")
+    def fit(cls, features_QF: np.ndarray, gains_Q: np.ndarray) -> GainRegression:
+        """Ridge logistic regression: P(gain > 0), each query weighted by |gain|, with mean weight 1.
+
+        Raises:
+            InputError: scikit-learn is not installed.
+        """
+        linear_model = require("sklearn.linear_model", "evaluation", "fitting a rule to queries")
         mean_F, scale_F = features_QF.mean(axis=0), features_QF.std(axis=0)
         scale_F = np.where(scale_F > 1e-9, scale_F, 1.0)
         gain_Q = np.abs(gains_Q)

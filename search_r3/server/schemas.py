@@ -8,7 +8,7 @@ model's vocabulary, its index's columns) are checked where they are used; `opena
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -28,7 +28,7 @@ from typing_extensions import TypeAliasType
 from search_r3.index.run_search import MAX_HITS, MAX_HOPS, MAX_QUERY_CHARACTERS, Mode
 from search_r3.model.reading import MAX_PASSAGES
 from search_r3.model.tokenization import MAX_CHARACTERS
-from search_r3.rank_fusion import VECTOR_WEIGHT
+from search_r3.rank_fusion import VECTOR_WEIGHT, Fusion
 from search_r3.server.embedding_types import EMBEDDING_TYPES, EmbeddingType
 from search_r3.server.where_filter import MAX_FILTER_CHARACTERS
 
@@ -231,9 +231,26 @@ class SearchRequest(Strict):
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
     vector_weight: Annotated[
-        float,
-        Field(ge=0, le=1, description="the weight of the vectors in a hybrid search; the words have the rest"),
-    ] = VECTOR_WEIGHT
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(
+            description="the weight of the vectors in a hybrid search; the words have the rest. By default as "
+            f"`search-r3 tune` stored it with the index, else {VECTOR_WEIGHT}"
+        ),
+    ] = None
+    fusion: Annotated[
+        Fusion | None,
+        _in_one_line(f"expected one of {', '.join(get_args(Fusion))}"),
+        Field(
+            description="how a hybrid search fuses its lists; dbsf: distribution-based, rsf: relative score fusion, "
+            "rrf: by reciprocal rank, without a weight. By default as tuned, else linear"
+        ),
+    ] = None
+    reasoning_words: Annotated[
+        bool | None,
+        Field(
+            description="search for the words of the reasoning too, in a hybrid search; by default as tuned, else false"
+        ),
+    ] = None
     reasoning: Reasoning = True
     reasoning_text: Annotated[
         ReasoningText | None,

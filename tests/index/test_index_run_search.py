@@ -236,7 +236,7 @@ def test_every_option_is_one_that_a_handle_forwards(function):
         ({"k": 1001}, "1,000"),
         ({"k": True}, "whole number"),
         ({"mode": "fuzzy"}, "hybrid, vector, text"),
-        ({"fusion": "sum"}, "linear, rrf"),
+        ({"fusion": "sum"}, "linear, dbsf, rsf, rrf"),
         ({"vector_weight": 1.5}, "vector_weight is 1.5"),
         ({"vector_weight": float("nan")}, "vector_weight is nan"),
         ({"vector_weight": "half"}, "0 .words only. to 1"),

@@ -395,3 +395,19 @@ def test_own_words_take_the_place_of_the_models(served: Running, tiny: SearchR3,
 def test_own_words_that_nothing_would_read_are_a_conflict(served: Running, options: dict) -> None:
     answer = served.post("/v1/search", {"query": "train", "reasoning_text": "railway"} | options)
     assert (answer.status, answer.error["param"]) == (409, "reasoning_text")
+
+
+@pytest.mark.parametrize("options", [{"fusion": "dbsf", "vector_weight": 0.2}, {"fusion": "rrf"}, {"vector_weight": 0}])
+def test_a_request_may_say_how_its_lists_are_fused(served: Running, tiny: SearchR3, options: dict) -> None:
+    found = served.post("/v1/search", {"query": "train to Vienna", "reasoning": False} | options).json["hits"]
+    expected = served.service.index.search("train to Vienna", tiny, reasoning=False, **options).hits
+    assert [hit["id"] for hit in found] == [hit.id for hit in expected]
+    assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"reasoning": False}, {"mode": "vector"}])
+def test_words_of_a_reasoning_that_there_is_none_of_are_a_conflict(served: Running, options: dict) -> None:
+    answer = served.post("/v1/search", {"query": "train", "reasoning_words": True} | options)
+    assert (answer.status, answer.error["param"]) == (409, "reasoning_words")
+    wrong = served.post("/v1/search", {"query": "train", "fusion": "sum"})
+    assert (wrong.status, wrong.error["param"]) == (400, "fusion")

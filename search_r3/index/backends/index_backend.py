@@ -63,6 +63,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import SourceCount, SourceRecord
 from search_r3.index.row_keys import CONTENT, ROW_HASH, SOURCE, TEXT_HASH
@@ -120,6 +121,8 @@ class OptionalFeatures:
     """The approximate index with its measured recall, or None if vectors are searched exactly."""
     relevance_floor: RelevanceFloor | None = None
     """What unrelated questions reach, or None if it was not measured (`build/relevance_floor.py`)."""
+    tuned_fusion: HybridFusion | None = None
+    """What `search-r3 tune` chose for hybrid searches, if anything."""
 
     @classmethod
     def require(cls, capability: Capability, what: str) -> None:

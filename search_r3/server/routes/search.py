@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from search_r3.errors import InputError
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.results.reranked import rerank_hits
-from search_r3.index.run_search import MAX_QUERY_CHARACTERS, check_given
+from search_r3.index.run_search import MAX_QUERY_CHARACTERS, check_given, check_reasoning_words
 from search_r3.index.run_search import SearchResult as Found
 from search_r3.model.text_limit import TextTooLong, TooLong
 from search_r3.rerankers.base import TooManyTokens
@@ -106,6 +106,8 @@ def _search(
             reasoning_text=body.reasoning_text,
             where=body.where,
             vector_weight=body.vector_weight,
+            fusion=body.fusion,
+            reasoning_words=body.reasoning_words,
             read=body.read,
             hops=body.hops if body.read else 1,
             explained=body.explain,
@@ -144,6 +146,10 @@ def _check_given(body: SearchRequest, budget: int | None) -> None:
         check_given(body.reasoning_text, _reasoning(body, budget), body.mode)
     except InputError as error:
         raise ApiError(409, str(error), "conflict", param="reasoning_text") from error
+    try:
+        check_reasoning_words(body.reasoning_words, _reasoning(body, budget), body.reasoning_text, body.mode)
+    except InputError as error:
+        raise ApiError(409, str(error), "conflict", param="reasoning_words") from error
 
 
 async def _check_filter(request: Request, service: Service, where: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index.backends.index_backend import Capability, IndexBackend, Matrix, RelevanceFloor, Row, Scored
 from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
@@ -25,6 +26,7 @@ from search_r3.index.backends.lance.conversion import widen
 from search_r3.index.backends.lance.duplicates import count_duplicate_ids
 from search_r3.index.backends.lance.floor_record import read_floor
 from search_r3.index.backends.lance.full_text import full_text_state
+from search_r3.index.backends.lance.fusion_record import read_fusion
 from search_r3.index.backends.lance.lance_table import (
     COMPLETE,
     TABLE,
@@ -200,6 +202,11 @@ class LanceBackend(IndexBackend):
         with storage_errors(self.path):
             kept = read_floor(self.table)
         return None if kept is None else kept.floor
+
+    @property
+    def tuned_fusion(self) -> HybridFusion | None:  # type: ignore[override]
+        with storage_errors(self.path):
+            return read_fusion(self.table)
 
     @property
     def full_text(self) -> FullText:
