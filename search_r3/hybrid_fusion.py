@@ -88,7 +88,10 @@ class HybridFusion:
             if record.pop("format") != FORMAT or tuple(record.pop("features")) != FEATURES:
                 return None
             if record["rule"] is not None:
-                rule = {k: tuple(v) if isinstance(v, list) else float(v) for k, v in record["rule"].items()}
+                rule: dict[str, Any] = {
+                    name: tuple(map(float, value)) if isinstance(value, list) else float(value)
+                    for name, value in record["rule"].items()
+                }
                 record["rule"] = WeightRule(**rule)
             found = cls(**record)
             return found if found._is_valid() else None

@@ -133,6 +133,8 @@ def show_info(opened: SearchIndex, as_json: bool) -> None:
         print(f"backend:  {about['backend']}")
     print(f"vectors:  {approximate or 'every one is compared with the query (exact search)'}")
     print(f"words:    {FULL_TEXT[about['full_text']]}")
+    if tuned := opened.backend.tuned_fusion:
+        print(f"fusion:   {tuned} (search-r3 tune)")
     if columns:
         print(f"columns:  {columns}")
     if about["duplicate_ids"]:

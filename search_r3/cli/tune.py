@@ -117,7 +117,12 @@ def tune(
             f"{found.held_out['before']['ndcg@10']:.4f}; {found.fusion}: {found.held_out['after']['ndcg@10']:.4f}), so "
             "nothing is saved; give more queries, or keep it"
         )
-    about = {"queries": queries, "split": split, "reasoning": reasoning.value, "held_out": found.held_out}
+    about: dict[str, Any] = {
+        "queries": queries,
+        "split": split,
+        "reasoning": reasoning.value,
+        "held_out": found.held_out,
+    }
     about |= {"train_queries": len(parts.train), "held_out_queries": len(parts.held_out), "train": found.train}
     fusion = replace(found.fusion, contract_hash=reader.contract_hash, about=about)
     keep_fusion(index, fusion)

@@ -182,8 +182,9 @@ def _by_query(
         return None
     whole = GainRegression.fit(features_QF, gain_Q)
     low, high = max(middle - best[1], 0.0), min(middle + best[1], 1.0)
-    numbers = (tuple(part.tolist()) for part in (whole.weights_F, whole.mean_F, whole.scale_F))
-    return replace(constant, rule=WeightRule(*numbers, whole.bias, round(low, 4), round(high, 4))), best[0]
+    weights, mean, scale = (tuple(part.tolist()) for part in (whole.weights_F, whole.mean_F, whole.scale_F))
+    rule = WeightRule(weights, mean, scale, whole.bias, round(low, 4), round(high, 4))
+    return replace(constant, rule=rule), best[0]
 
 
 def _unseen_shares(features_QF: np.ndarray, gain_Q: np.ndarray) -> np.ndarray:

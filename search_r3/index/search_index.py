@@ -176,6 +176,7 @@ class SearchIndex:
             "sources": [asdict(source) for source in sources],
             "approximate": approximate.to_dict() if (approximate := self.approximate) else None,
             "full_text": self.full_text,
+            "fusion": asdict(tuned) if (tuned := self.backend.tuned_fusion) else None,
             "backend": self.backend.name,
             **asdict(self.info),
         }

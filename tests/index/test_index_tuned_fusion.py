@@ -123,6 +123,9 @@ def test_tune_stores_what_is_better_and_refuses_what_is_not(folder, misled, judg
     assert kept is not None
     assert (kept.contract_hash, kept.vector_weight) == (misled.contract_hash, answer["vector_weight"])
     assert SearchIndex.open(folder).search("q07 t08", misled).hits[0].id == "t07"
+    assert SearchIndex.open(folder).describe()["fusion"]["vector_weight"] == kept.vector_weight
+    assert main(["index", "--info", str(folder)]) == 0
+    assert f"fusion:   {kept} (search-r3 tune)" in capsys.readouterr().out
     assert main(command) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: nothing is better on the ")
