@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from search_r3.cli.commands import app
-from search_r3.cli.process import collect_garbage_rarely, keep_freed_memory
+from search_r3.cli.process import collect_garbage_rarely, keep_freed_memory, quiet_lost_connections
 from search_r3.errors import InputError
 from search_r3.files import allow_no_temporary_folder, disk_is_full, no_temporary_folder
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with `argv` (by default the process's arguments) and return the exit code; errors that the
     user can fix are printed without a traceback."""
     keep_freed_memory()
+    quiet_lost_connections()
     allow_no_temporary_folder()
     collect_garbage_rarely()
     if hasattr(sys.stdout, "reconfigure"):

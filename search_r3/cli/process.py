@@ -1,4 +1,4 @@
-"""Process settings that must be made before torch is loaded: glibc's allocator and OpenMP's threads.
+"""Process settings that must be made before torch is loaded: glibc's allocator, OpenMP's threads, torch's log.
 
 Torch allocates the same buffers at every step. By default, buffers of more than a few MB return to the system when they
 are freed, and using them again causes a page fault per page: cheap in serving, expensive in training on a CPU (LOG.md).
@@ -58,3 +58,13 @@ def let_idle_threads_sleep() -> None:
     setting once, when torch is loaded; changing it later has no effect.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def quiet_lost_connections() -> None:
+    """Let torch's C++ code log errors only, unless the user has configured this and if several processes train.
+
+    It prints a stack trace as a warning whenever the store of a lost process does not answer, which the watchdog says
+    in one line.
+    """
+    if "RANK" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

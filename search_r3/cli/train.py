@@ -206,11 +206,20 @@ def _run(
 ) -> None:
     """Train, and print where the adapter is and what to do next; `dataset` is used in the suggested evaluation."""
     from search_r3.training.distributed.sharding import end_processes
+    from search_r3.training.distributed.watchdog import end_if_lost
 
+    failed = True
     try:
         folder = train(config, override or [], resume)
+        failed = False
+    except SystemExit:  # after a signal, as all processes
+        failed = False
+        raise
+    except RuntimeError as error:
+        end_if_lost(error)
+        raise
     finally:
-        end_processes()
+        end_processes(failed)
     if os.environ.get("RANK", "0") != "0":  # only the first of several processes prints
         return
     if as_json:

@@ -33,6 +33,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.training.config import LoopConfig
 from search_r3.training.distributed.sharding import fsdp_plugin, full_tensor, shard, start_processes
+from search_r3.training.distributed.watchdog import limited_step
 from search_r3.training.learning_signal import LearningSignal
 from search_r3.training.precision import autocast, resolve_mixed_precision
 from search_r3.training.run_checkpoint import (
@@ -282,6 +283,7 @@ def train_steps(run: Run) -> None:
         optimizer_step(run)
 
 
+@limited_step()
 def optimizer_step(run: Run) -> None:
     """One optimizer step: gradients are averaged over the micro-batches here, and over processes by DDP or FSDP."""
     config, accelerator, task = run.config, run.accelerator, run.task

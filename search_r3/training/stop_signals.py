@@ -6,6 +6,8 @@ import signal
 import threading
 from typing import Any
 
+from search_r3.training.distributed.watchdog import hurry
+
 
 class StopSignals:
     """Records the first SIGINT or SIGTERM, so that the loop can finish its step; a second one acts immediately."""
@@ -21,6 +23,8 @@ class StopSignals:
 
     def _record(self, number: int, frame: object) -> None:
         self.received = number
+        if number == signal.SIGTERM:
+            hurry()
         self._restore()
 
     def _restore(self) -> None:

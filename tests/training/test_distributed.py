@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import run_processes
+from processes import run, run_processes
 from safetensors.torch import load_file
 from tiny_grpo import some_pairs, write_recipe
 
@@ -237,6 +239,37 @@ def test_other_kinds_of_sharding_are_refused_by_name(monkeypatch: pytest.MonkeyP
         fsdp_plugin(launched)  # type: ignore[arg-type]
     launched.num_processes, launched.distributed_type.value = 1, "NO"
     assert fsdp_plugin(launched) is None  # type: ignore[arg-type]
+
+
+def launch(recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` of stage 1, in an environment that tells nothing of CPUs or GPUs."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_port()), *options]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    train = ["-m", "search_r3", "train", "sft", str(recipe), "--set", "loop.steps=2"]
+    return run([*command, *train], env=env, check=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["ddp-2", "fsdp2-8"])
+def test_a_committed_configuration_starts_two_processes_on_cpus_too(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = write_sft(str(tiny_model), tmp_path, "cached")
+    done = launch(recipe, "--config_file", str(ACCELERATE / f"{name}.yaml"), "--num_processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["processes"] == 2
+    assert len(records(tmp_path / "run")) == 2
+    assert done.stdout.count("adapter: ") == 1
+
+
+@pytest.mark.nightly
+def test_one_process_where_accelerate_was_asked_for_two_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    done = launch(write_sft(str(tiny_model), tmp_path, "cached"), "--cpu", "--num_processes", "2", "--quiet")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "was asked for several processes but started one" in lines[0]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,32 +8,87 @@ CPUs, with gloo.
 from __future__ import annotations
 
 import copy
+import math
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from search_r3.errors import InputError
+from search_r3.training.distributed.watchdog import (
+    STEP_SECONDS,
+    STEP_VARIABLE,
+    seconds_from,
+    start_watchdog,
+    stop_watchdog,
+)
+
+MPI_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Environment variables in which launchers give the number of processes."""
 
 
 def start_processes() -> Accelerator:
-    """Join the launcher's process group, if there is one. Further calls have no effect.
+    """Join the launcher's process group, if there is one, and watch over it. Further calls have no effect.
 
-    Call it before loading a model: with FSDP, transformers would otherwise load it on the first process only.
+    Call it before loading a model: with FSDP, transformers would otherwise load it on the first process only. Several
+    processes on a machine without GPUs join over gloo, whether or not the launcher was told to use CPUs.
+
+    Raises:
+        InputError: the launcher was asked for several processes and started one, or more than there are GPUs; or a
+            timeout of the watchdog is not a number of seconds.
     """
+    check_launch(torch.cuda.device_count())
+    step = seconds_from(STEP_VARIABLE, STEP_SECONDS)
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if step < math.inf:  # a little more, as torch does not say which process is waited for
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(seconds=step + 60)))
     accelerator = Accelerator(
+        cpu=_launched() > 1 and not torch.accelerator.is_available(),
         mixed_precision="no",  # the loop uses autocast itself: accelerate would also convert all logits to fp32
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=handlers,
     )
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    start_watchdog(accelerator.process_index, accelerator.num_processes)
     return accelerator
 
 
-def end_processes() -> None:
-    """Leave the process group. Call it last: torch's threads abort the process if they are still running at exit."""
+def check_launch(gpus: int) -> None:
+    """Check that the launcher has started the processes it was asked for, and that there are enough GPUs for them.
+
+    Raises:
+        InputError: otherwise.
+    """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ  # as accelerate sets both
+    if asked and on_cpu and _launched() == 1:
+        raise InputError(
+            "accelerate launch was asked for several processes but started one, as it does for CPUs (--cpu, use_cpu) "
+            "without an MPI host file; leave --cpu out and give --multi_gpu, which works on CPUs too, or use torchrun "
+            "(see docs/multi-gpu.md)"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < here and not on_cpu:
+        raise InputError(
+            f"{here} processes were started on this machine, which has {gpus} GPU{'s' * (gpus > 1)}; start one for "
+            "each GPU, or set ACCELERATE_USE_CPU=true"
+        )
+
+
+def _launched() -> int:
+    """The number of processes that the launcher has started, on all machines."""
+    return max(int(os.environ.get(name) or "1") for name in MPI_SIZES)
+
+
+def end_processes(failed: bool = False) -> None:
+    """Leave the process group, and end the other processes too if this one has `failed`.
+
+    Call it last: torch's threads abort the process if they are still running at exit.
+    """
+    stop_watchdog(failed)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
