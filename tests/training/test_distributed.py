@@ -246,10 +246,11 @@ def launch(recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_port()), *options]
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     train = ["-m", "search_r3", "train", "sft", str(recipe), "--set", "loop.steps=2"]
-    return run([*command, *train], env=env, check=False)
+    return run([*command, *train], env=env, check=False, seconds=300)
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(320, func_only=True)
 @pytest.mark.parametrize("name", ["ddp-2", "fsdp2-8"])
 def test_a_committed_configuration_starts_two_processes_on_cpus_too(
     name: str, tiny_model: Path, tmp_path: Path
@@ -263,6 +264,7 @@ def test_a_committed_configuration_starts_two_processes_on_cpus_too(
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(320, func_only=True)
 def test_one_process_where_accelerate_was_asked_for_two_is_one_line(tiny_model: Path, tmp_path: Path) -> None:
     done = launch(write_sft(str(tiny_model), tmp_path, "cached"), "--cpu", "--num_processes", "2", "--quiet")
     assert done.returncode == 1
