@@ -170,7 +170,7 @@ class Peers:
 
 
 class Watchdog:
-    """Two threads: one exchanges heartbeats, which may block for ever; the other one judges, and ends the process.
+    """Two threads: one exchanges heartbeats, which may block for ever; the other one decides, and ends the process.
 
     Args:
         peers: the heartbeats of all processes.
@@ -205,7 +205,7 @@ class Watchdog:
         while not self._stopped.is_set():
             count += 1
             step = 0.0 if (began := _step_began) is None else time.monotonic() - began
-            with suppress(RuntimeError, ValueError):  # the store is gone or slow: judged by the time of its last answer
+            with suppress(RuntimeError, ValueError):  # if the store is gone or slow, its last answer gets old
                 self.peers.beat(Heartbeat(count, step, place_of_main_thread(), self._name))
                 self._hear(self.peers.heartbeats())
                 self._ended = self.peers.ended()
