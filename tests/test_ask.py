@@ -128,7 +128,7 @@ def test_a_running_server_answers_and_no_model_is_loaded(
     local = asked(capsys, *arguments)
     server["answer"] = {**local, "usage": {}, "remembered_ms": None}
     monkeypatch.setenv("SEARCH_R3_API_KEY", "secret,other")
-    with announced(local["index"], server["url"]), monkeypatch.context() as patched:
+    with announced(local["index"], server["url"], "notes"), monkeypatch.context() as patched:
         patched.setattr(f"{ASK}.load_fast", refuse)
         remote = asked(capsys, *arguments)
         assert remote["server"] == server["url"]
@@ -136,6 +136,7 @@ def test_a_running_server_answers_and_no_model_is_loaded(
         assert remote["hits"] == local["hits"]
         path, body, key = server["asked"][0]
         assert (path, body["query"], body["reasoning"], key) == ("/v1/search", arguments[1], 32, "Bearer secret")
+        assert body["index"] == "notes"
         assert main(["ask", *arguments]) == 0
         assert "cosine" in capsys.readouterr().out
         patched.undo()
@@ -147,10 +148,10 @@ def test_a_running_server_answers_and_no_model_is_loaded(
 def test_only_a_process_that_runs_is_a_server(notes: Path, tmp_path: Path) -> None:
     index = tmp_path / "some-index"
     assert running_server(index) is None
-    with announced(index, "http://127.0.0.1:1"):
-        assert running_server(f"{tmp_path}/x/../some-index") == "http://127.0.0.1:1"
+    with announced(index, "http://127.0.0.1:1", "some"):
+        assert running_server(f"{tmp_path}/x/../some-index") == ("http://127.0.0.1:1", "some")
         (file,) = (tmp_path / "cache" / "servers").iterdir()
-        file.write_text(json.dumps({"url": "http://127.0.0.1:2", "process": 2**22 + 1}))
+        file.write_text(json.dumps({"url": "http://127.0.0.1:2", "index": "some", "process": 2**22 + 1}))
         assert running_server(index) is None
         file.write_text("no json")
         assert running_server(index) is None

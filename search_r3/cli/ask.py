@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from search_r3.index.cached_index import CachedIndex
     from search_r3.index.run_search import SearchOptions, SearchResult
     from search_r3.model.searchr3 import SearchR3
+    from search_r3.server.running import RunningServer
 
 CONNECT_SECONDS = 2.0
 """Seconds that a running server has to accept a connection."""
@@ -114,13 +115,13 @@ def ask(
         loading = name, device, dtype, engine
         _ask_live(kept, current, loading, watch, k=k, reasoning=reasoning, budget=budget)
         return
-    url = running_server(kept.folder) if current else None
-    result = None
-    if url is not None:
+    server = running_server(kept.folder) if current else None
+    url, result = None, None
+    if server is not None:
         with watch.part("server"):
-            result = ask_server(url, question, k=k, reasoning=reasoning, budget=budget)
+            result = ask_server(server, question, k=k, reasoning=reasoning, budget=budget)
+        url = None if result is None else server.url
     if result is None:
-        url = None
         loading = name, device, dtype, engine
         result = _answer(kept, current, question, loading, watch, k=k, reasoning=reasoning, budget=budget)
     if as_json:
@@ -218,22 +219,24 @@ def _update(kept: CachedIndex, model: SearchR3, watch: Stopwatch) -> None:
         print_progress(f"{report.documents:,} documents in {report.chunks:,} chunks: {counts}")
 
 
-def ask_server(url: str, question: str, *, k: int, reasoning: Reasoning, budget: int) -> SearchResult | None:
-    """The answer of the server at `url`; None if it gives none (it is busy, still loads, or wants another key)."""
+def ask_server(
+    server: RunningServer, question: str, *, k: int, reasoning: Reasoning, budget: int
+) -> SearchResult | None:
+    """The answer of `server`; None if it gives none (it is busy, still loads, or wants another key)."""
     from search_r3.index.run_search import SearchResult
 
     thought = budget if reasoning is Reasoning.on else reasoning.chosen(None)
-    body = json.dumps({"query": question, "k": k, "reasoning": thought, "explain": True})
+    asked = {"query": question, "index": server.index, "k": k, "reasoning": thought, "explain": True}
     headers = {"Content-Type": "application/json"}
     key = os.environ.get(KEY_VARIABLE, "").partition(",")[0].strip()
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    place = urlsplit(url)
+    place = urlsplit(server.url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=CONNECT_SECONDS)
     try:
         connection.connect()
         connection.sock.settimeout(ANSWER_SECONDS)
-        connection.request("POST", "/v1/search", body.encode(), headers)
+        connection.request("POST", "/v1/search", json.dumps(asked).encode(), headers)
         answer = connection.getresponse()
         if answer.status != http.HTTPStatus.OK:
             return None

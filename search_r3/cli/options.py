@@ -76,11 +76,13 @@ class ReasoningCommand(TyperCommand):
 
 
 def expand_home(value: Any) -> Any:
-    """A callback for paths: expands `~` at the beginning to the user's home folder.
+    """A callback for a path or a list of paths: expands `~` at the beginning to the user's home folder.
 
     Raises:
         InputError: the user has no home folder.
     """
+    if isinstance(value, list):
+        return [expand_home(one) for one in value]
     return type(value)(str(expand_user(value))) if value is not None and str(value).startswith("~") else value
 
 

@@ -1,11 +1,11 @@
-"""`search-r3 serve`: serves a model, and optionally an index, over HTTP."""
+"""`search-r3 serve`: serves a model, and optionally indexes, over HTTP."""
 
 from __future__ import annotations
 
 import os
 import sys
 import webbrowser
-from contextlib import nullcontext
+from contextlib import ExitStack
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ from search_r3.errors import InputError
 from search_r3.optional import optional_imports
 
 if TYPE_CHECKING:
+    from search_r3.index.search_index import SearchIndex
     from search_r3.server.service import Loaded
 
 KEY_VARIABLE = "SEARCH_R3_API_KEY"
@@ -69,9 +70,17 @@ class LogFormat(StrEnum):
 def serve(
     context: typer.Context,
     index: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            callback=expand_home, help="The index's folder to search; without it, only embeddings are served."
+            callback=expand_home,
+            help="The index's folder to search, or several of one model, the first of which is the default; without "
+            "any, only embeddings are served.",
+        ),
+    ] = None,
+    named: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--index", metavar="NAME=INDEX", help="A further index, under another name than its folder's. Repeatable."
         ),
     ] = None,
     model: Model = None,
@@ -160,20 +169,20 @@ def serve(
 
     \b
     Example:  search-r3 serve notes-index --open
+    Example:  search-r3 serve notes-index docs-index --index mail=~/indexes/mail-2026
     Next:     curl localhost:8000/v1/search -H 'Content-Type: application/json' -d '{"query": "your question"}'
     """
     silence_transformers()
     with optional_imports("server", "the server"):
         from search_r3.server.keys import read_keys
         from search_r3.server.listening import listen, listen_unix
+        from search_r3.server.named_indexes import name_paths
         from search_r3.server.run_server import serve as run
         from search_r3.server.running import announced
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
         from search_r3.server.settings_file import read_settings
     from search_r3.index.search_index import SearchIndex
-    from search_r3.model.model_info import model_of_index
-    from search_r3.model.resolve import default_model
 
     given = given_options(context)
     if uds is not None and not given.isdisjoint(("host", "port", "open_page")):
@@ -208,11 +217,9 @@ def serve(
         )
 
     config = read_config()
-    opened = None if index is None else SearchIndex.open(index)
-    if opened is None or index is None:
-        name = model or default_model()
-    else:
-        name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
+    paths = {name: expand_home(path) for name, path in name_paths(index or (), named or ()).items()}
+    opened = {name: SearchIndex.open(path) for name, path in paths.items()}
+    name = model or _model_of(next(iter(opened.values()), None))
 
     def start() -> Loaded:
         loaded = Loaded.of(load(name, device, dtype, engine), opened, load_reranker(reranker, device))
@@ -223,13 +230,15 @@ def serve(
 
     def greet(url: str) -> None:
         if not as_json:
-            print_addresses(url, name, index)
+            print_addresses(url, name, bool(opened))
         if open_page and not webbrowser.open(f"{url}/"):
             print("no browser was found; open the address yourself", file=sys.stderr)
 
     listening = listen(host, port) if uds is None else listen_unix(uds)
-    place = opened.path if uds is None and opened is not None else None
-    with announced(place, listening.url) if isinstance(place, Path) else nullcontext():
+    with ExitStack() as announcing:
+        for served_as, one in opened.items():
+            if uds is None and isinstance(one.path, Path):
+                announcing.enter_context(announced(one.path, listening.url, served_as))
         clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=greet)
     if not as_json:
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
@@ -237,11 +246,21 @@ def serve(
         raise typer.Exit(1)
 
 
-def print_addresses(url: str, model: str, index: str | None) -> None:
+def _model_of(index: SearchIndex | None) -> str:
+    """The model that an index was made with; the default one without an index."""
+    from search_r3.model.model_info import model_of_index
+    from search_r3.model.resolve import default_model
+
+    if index is None:
+        return default_model()
+    return model_of_index(index.info.model_name, index.info.model_source, index.path)
+
+
+def print_addresses(url: str, model: str, has_index: bool) -> None:
     """Print on stderr where a server at `url` is found; without an index it has no search page."""
     if url.startswith("http+unix:"):
         print(f"Listening on {unquote(url.removeprefix('http+unix://'))}   Ctrl-C stops.", file=sys.stderr)
     else:
-        page = "" if index is None else f"Search page: {url}/   "
+        page = f"Search page: {url}/   " if has_index else ""
         print(f"{page}API: {url}/docs   Ctrl-C stops.", file=sys.stderr)
     print(f"Loading {model} ...", file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ def custom_openapi(app: FastAPI) -> dict[str, Any]:
         named[name] |= limits
     if loaded is not None:
         _name_model(paths, loaded.model.name)
-        if loaded.index is None:
+        if not loaded.indexes:
             for path in [path for path in paths if path.startswith(("/v1/search", "/v1/documents", "/v1/index"))]:
                 del paths[path]
     if config.api_keys:
@@ -111,9 +111,16 @@ def _limits(config: ServerConfig, loaded: Loaded | None) -> dict[str, dict[str, 
         limits["TokenId"]["not"] = {"enum": refused}
     limits["ModelName"] = {"const": loaded.model.name}
     limits["Dimensions"] = {"enum": list(loaded.dimensions)}
-    if loaded.index is not None:
-        limits["Filter"] = {"pattern": filter_pattern(loaded.index.columns)}
+    if loaded.indexes:
+        limits["IndexName"] = {"enum": list(loaded.indexes)}
+        limits["Filter"] = {"pattern": filter_pattern(_shared_columns(loaded))}
     return limits
+
+
+def _shared_columns(loaded: Loaded) -> dict[str, str]:
+    """The columns that every index has with the same type, so that each accepts a filter over them."""
+    first, *others = (index.columns for index in loaded.indexes.values())
+    return {name: kind for name, kind in first.items() if all(columns.get(name) == kind for columns in others)}
 
 
 def _reasoning(config: ServerConfig, loaded: Loaded | None) -> dict[str, Any]:

@@ -318,7 +318,7 @@ class SearchResult(Answer):
     model_config = _like({"query": "what does the moon do", "mode": "hybrid", "hits": [_HIT],
                           "reasoning": {"text": "moon, tide, sea", "num_tokens": 6, "forced": False},
                           "timings": {"reason_ms": 148.2, "search_ms": 6.1}, "read": [],
-                          "model": _NAME,
+                          "index": "notes-index", "model": _NAME,
                           "usage": {"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18,
                                     "truncated_texts": 0},
                           "remembered_ms": None})  # fmt: skip
@@ -330,6 +330,7 @@ class SearchResult(Answer):
     timings: Timings
     read: list[ReadPassage]
     explanation: Annotated[Explanation | None, Field(description="with `explain`")] = None
+    index: Annotated[str, Field(description="the name of the index that was searched")]
     model: str
     usage: SearchUsage
     remembered_ms: Annotated[
@@ -369,6 +370,24 @@ class Documents(Answer):
     data: list[ListedDocument]
     total: Count
     has_more: bool
+
+
+class ServedIndex(Answer):
+    object: Literal["index"]
+    name: str
+    available: Annotated[bool, Field(description="whether it can be searched now")]
+    chunks: Annotated[Count | None, Field(description="null while it is not available")]
+
+
+class Indexes(Answer):
+    """The first is the default."""
+
+    model_config = _like(
+        {"object": "list", "data": [{"object": "index", "name": "notes-index", "available": True, "chunks": 919}]}
+    )
+
+    object: Literal["list"]
+    data: list[ServedIndex]
 
 
 class CountedDocuments(Answer):

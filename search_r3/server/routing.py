@@ -23,7 +23,7 @@ STATUSES = {
     400: "The request is invalid; `param` says where.",
     401: "Missing or unknown API key.",
     403: "The API key may only read.",
-    404: "There is no such model or document, or no index.",
+    404: "There is no such model, document or index, or no index at all.",
     408: "The body did not arrive in time.",
     409: "It conflicts with the index, or another process is writing to it.",
     413: "The body, or its texts together, are over the server's limit.",

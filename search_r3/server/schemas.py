@@ -99,6 +99,7 @@ def _form_of_input(value: Any) -> str | None:
 ModelName = TypeAliasType("ModelName", str)
 Dimensions = TypeAliasType("Dimensions", int)
 TokenId = TypeAliasType("TokenId", Annotated[int, Field(ge=0)])
+IndexName = TypeAliasType("IndexName", str)
 Filter = TypeAliasType("Filter", Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS)])
 Reasoning = TypeAliasType(
     "Reasoning",
@@ -136,6 +137,11 @@ QueryTooLong = Annotated[
     Literal["error", "truncate"] | None,
     _in_one_line('expected "error" or "truncate"; only documents are split'),
     Field(description="what happens to a query of more tokens than the server reads; by default as it was started"),
+]
+
+
+ChosenIndex = Annotated[
+    IndexName | None, Field(description="one of the indexes that are served; by default the first of them")
 ]
 
 
@@ -228,6 +234,7 @@ class SearchRequest(Strict):
     """POST /v1/search."""
 
     query: Annotated[str, Field(pattern=VISIBLE, max_length=MAX_QUERY_CHARACTERS)]
+    index: ChosenIndex = None
     k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode = "hybrid"
     vector_weight: Annotated[
@@ -415,6 +422,7 @@ class DocumentsRequest(Strict):
     """POST /v1/documents."""
 
     documents: NewDocuments
+    index: ChosenIndex = None
 
 
 EMBEDDINGS: TypeAdapter[DocumentEmbeddings | QueryEmbeddings] = TypeAdapter(EmbeddingRequest)
@@ -431,7 +439,13 @@ def _page_size(limit: Any) -> int:
     raise ValueError(f"expected 1 to {MAX_PAGE}, not {str(limit)[:20]!a}")
 
 
-class DocumentsPage(Strict):
+class IndexChoice(Strict):
+    """The parameter of routes for one index."""
+
+    index: ChosenIndex = None
+
+
+class DocumentsPage(IndexChoice):
     """The parameters of GET /v1/documents."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_page_size)] = PAGE

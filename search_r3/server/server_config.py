@@ -76,7 +76,7 @@ class ServerConfig:
     search_threads: int = 32
     """Concurrent searches; each waits for the model most of the time."""
     add_threads: int = 32
-    """Requests whose documents are embedded concurrently; further ones wait. They do not delay searches."""
+    """Requests whose documents are embedded concurrently for one index; further ones wait and delay no search."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:

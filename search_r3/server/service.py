@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -34,9 +34,11 @@ from search_r3.server.index_writer import IndexWriter
 from search_r3.server.keys import Keys
 from search_r3.server.logs import log
 from search_r3.server.metrics import Metrics
+from search_r3.server.named_indexes import name_of
 from search_r3.server.request_memory import LargeBodies
 from search_r3.server.server_config import ServerConfig
 
+Index = SearchIndex | IndexHandle
 Status = Literal["loading", "ready", "terminating", "stopping", "failed"]
 """How far a server is; "terminating" is the pause before it stops, when it still answers but is not ready."""
 NOT_READY: dict[str, str] = {
@@ -46,15 +48,18 @@ NOT_READY: dict[str, str] = {
     "failed": "the model could not be loaded; see the server's log",
 }
 MAX_RETRY = 60  # seconds; maximum of Retry-After
+NAMES_LISTED = 20
+"""Number of indexes that an error names."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is served: a model, perhaps an index, the sizes that embeddings may have (`dimensions`), whether reasoning
-    may be "auto" (`adaptive`), and perhaps a cross-encoder; without one, the model's embeddings rerank."""
+    """What is served: a model, its indexes by name (the first is the default), the sizes that embeddings may have
+    (`dimensions`), whether reasoning may be "auto" (`adaptive`), and perhaps a cross-encoder; without one, the model's
+    embeddings rerank."""
 
     model: SearchR3
-    index: IndexHandle | None
+    indexes: Mapping[str, IndexHandle]
     dimensions: tuple[int, ...]
     adaptive: bool
     reranker: Reranker | None = None
@@ -63,21 +68,25 @@ class Loaded:
     def of(
         cls,
         model: SearchR3,
-        index: SearchIndex | IndexHandle | None = None,
+        index: Index | Mapping[str, Index] | None = None,
         reranker: Reranker | None = None,
     ) -> Loaded:
-        """Read the sizes that the checkpoint was trained for, and open the index so that its changes are followed.
+        """Read the sizes that the checkpoint was trained for, and open the indexes so that their changes are followed.
+
+        Args:
+            index: the index, named after its folder, or several by name.
 
         Raises:
-            InputError: the index was made with another model, or is missing.
+            InputError: an index is missing, or was made with a model that embeds into another space.
         """
-        handle = IndexHandle(index.path) if isinstance(index, SearchIndex) else index
-        if handle is not None:
+        given = {} if index is None else index if isinstance(index, Mapping) else {name_of(index.path): index}
+        handles = {name: one if isinstance(one, IndexHandle) else IndexHandle(one.path) for name, one in given.items()}
+        for handle in handles.values():
             handle.check_model(model)
         record = read_record(model.checkpoint.path) or {}
         smaller = {int(size) for size in record.get("dimensions", []) if 0 < int(size) < model.dimension}
-        adaptive = handle is not None and model.adaptive_rule is not None
-        return cls(model, handle, (*sorted(smaller), model.dimension), adaptive, reranker)
+        adaptive = bool(handles) and model.adaptive_rule is not None
+        return cls(model, handles, (*sorted(smaller), model.dimension), adaptive, reranker)
 
     @property
     def latent(self) -> bool:
@@ -133,7 +142,7 @@ class Service:
         self.tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         self.bulk = ThreadPoolExecutor(1, thread_name_prefix="bulk")
         self.bodies = LargeBodies(config.max_bodies, self.tokenizing)
-        self.writing = IndexWriter(config.add_threads)
+        self._writers: dict[str, IndexWriter] = {}
         self.limit = TextLimit.of(config.max_tokens)
         self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
@@ -171,7 +180,8 @@ class Service:
         if self._batcher is not None and not self._batcher.close(grace):
             self.dropped = True
             log("requests dropped at shutdown", 30)
-        self.writing.close()
+        for writer in self._writers.values():
+            writer.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.tokenizing.shutdown(wait=False, cancel_futures=True)
         self.bulk.shutdown(wait=False, cancel_futures=True)
@@ -195,34 +205,53 @@ class Service:
             raise self._not_ready()
         return self._batcher
 
-    @property
-    def index(self) -> IndexHandle:
-        """The index. Raises ApiError 404 if the server has none, 503 while it cannot be searched."""
-        if (index := self.loaded.index) is None:
-            raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
+    def index(self, name: str | None = None) -> IndexHandle:
+        """The index of this name, or the default one.
+
+        Raises:
+            ApiError: 404 if the server has none, or none of this name; 503 while it cannot be searched.
+        """
+        index = self.loaded.indexes[self.index_name(name)]
         if (problem := index.problem) is not None:
             raise from_input_error(IndexUnavailable(problem))
         return index
 
-    @property
-    def writable_index(self) -> IndexHandle:
-        """The index, for changes. Raises ApiError as `index` does, and 503 if one of another model replaced it."""
-        index = self.index
+    def index_name(self, name: str | None) -> str:
+        """`name`, or that of the default index. Raises ApiError 404 if the server has no such index."""
+        names = list(self.loaded.indexes)
+        if not names:
+            raise ApiError(404, "this server has no index; start it with one: search-r3 serve INDEX", "no_index")
+        if name is not None and name not in names:
+            known = ", ".join(f"{one!a}" for one in names[:NAMES_LISTED]) + ", ..." * (len(names) > NAMES_LISTED)
+            message = f"the index {name[:100]!a} is not served here; this server has {known}"
+            raise ApiError(404, message, "index_not_found", param="index")
+        return names[0] if name is None else name
+
+    def writable_index(self, name: str | None = None) -> IndexHandle:
+        """An index, for changes. Raises ApiError as `index` does, and 503 if one of another model replaced it."""
+        index = self.index(name)
         if (refusal := index.refusal) is not None:
             raise from_input_error(IndexUnavailable(refusal))
         return index
 
+    def writer(self, name: str | None = None) -> IndexWriter:
+        """What commits the changes of an index. Raises ApiError 404 as `index` does."""
+        return self._writers[self.index_name(name)]
+
     def health(self) -> tuple[Status | Literal["index_unavailable"], str | None]:
-        """Whether requests are accepted and can be answered ("ready"); and why not, or a warning, in one line.
+        """Whether requests are accepted and can be answered ("ready"); and why not, or a warning, in one line. Of
+        several indexes one that can be searched is enough.
 
         It does no work, so it may be called as often as needed.
         """
-        index = self._loaded.index if self._loaded is not None else None
-        if self.status != "ready" or index is None:
+        if self.status != "ready" or self._loaded is None:
             return self.status, NOT_READY.get(self.status)
-        if (problem := index.problem) is not None:
-            return "index_unavailable", problem
-        return "ready", index.refusal
+        indexes = self._loaded.indexes.values()
+        problems = [problem for index in indexes if (problem := index.problem) is not None]
+        if problems and len(problems) == len(indexes):
+            return "index_unavailable", "; ".join(problems)
+        refusals = [refusal for index in indexes if (refusal := index.refusal) is not None]
+        return "ready", "; ".join([*problems, *refusals]) or None
 
     def too_long(self, asked: TooLong | None, *, document: bool = False) -> TooLong:
         """What happens to a text that is over the limit, if a request asks for it, else by the server's settings."""
@@ -340,15 +369,17 @@ class Service:
             return
         self._batcher = make_batcher(loaded.model, self.config, self.cache, self.metrics)
         self.metrics.watch_queue(self._batcher.waiting)
+        if loaded.indexes:
+            self.metrics.watch_index(lambda: all(index.problem is None for index in loaded.indexes.values()))
+        self._writers = {name: IndexWriter(self.config.add_threads) for name in loaded.indexes}
         self._loaded = loaded
         if self.status == "loading":
             self.status = "ready"
         kind = type(self._batcher).__name__
-        if loaded.index is not None:
-            loaded.index.on_event = self._index_event
-            self.metrics.watch_index(lambda: loaded.index is not None and loaded.index.problem is None)
-            threading.Thread(target=self._watch, args=(loaded.index,), name="index", daemon=True).start()
-        log("ready", model=loaded.model.name, index=loaded.index is not None, batcher=kind)
+        for index in loaded.indexes.values():
+            index.on_event = self._index_event
+            threading.Thread(target=self._watch, args=(index,), name="index", daemon=True).start()
+        log("ready", model=loaded.model.name, index=bool(loaded.indexes), batcher=kind)
 
     def _watch(self, index: IndexHandle) -> None:
         """Check the index periodically, so that searches need not, and /health is up to date."""

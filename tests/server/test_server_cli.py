@@ -64,7 +64,7 @@ def test_a_person_is_told_where_the_page_is_and_that_the_server_stopped(tiny_mod
 
 
 def test_the_page_is_named_where_there_is_an_index(capsys: pytest.CaptureFixture) -> None:
-    print_addresses("http://127.0.0.1:8000", "tiny", "notes-index")
+    print_addresses("http://127.0.0.1:8000", "tiny", has_index=True)
     assert capsys.readouterr().err.splitlines() == [
         "Search page: http://127.0.0.1:8000/   API: http://127.0.0.1:8000/docs   Ctrl-C stops.",
         "Loading tiny ...",

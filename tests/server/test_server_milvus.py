@@ -51,7 +51,7 @@ def test_two_servers_answer_while_a_build_is_exchanged(tiny: SearchR3, tmp_path:
             thread.join(100)
             assert not thread.is_alive()
         for server in servers:
-            server.service.index.check()
+            server.service.index().check()
             hits = server.post("/v1/search", {"query": "water", "reasoning": False}).json["hits"]
             assert {hit["text"].split()[2] for hit in hits} == {"build2"}
     assert {status for status, _ in answers} == {200}

@@ -423,6 +423,45 @@ def test_the_empty_page_says_what_is_indexed_and_offers_questions(open_page, tin
         assert address(page) == {"q": "How to bake bread", "folder": "src/", "type": ".py"}
 
 
+def test_one_of_several_indexes_is_chosen_on_the_page_and_in_the_address(open_page, tiny, index, tmp_path) -> None:
+    paths = ["docs/a.md", "src/b.md"]
+    documents = [SourceDocument(path, "Where the boats go", f"Boats of {path}.", path=path) for path in paths]
+    build_index(tmp_path / "boats", documents, tiny, progress=False)
+    indexes = {"trains": index, "boats": SearchIndex.open(tmp_path / "boats")}
+    with running(lambda: Loaded.of(tiny, indexes)) as server:
+        page = open_page(server)
+        page.locator("#empty").wait_for()
+        assert page.locator("#index option").all_text_contents() == ["trains", "boats"]
+        says(page, "#indexed", "trains: 3 documents")
+        page.select_option("#index", "boats")
+        says(page, "#indexed", "boats: 2 documents")
+        assert page.locator("#examples button").all_text_contents() == ["Where the boats go"]
+        assert address(page) == {"index": "boats"}
+        ask(page, "who needs flour")
+        done(page)
+        assert page.locator("#one .place").all_text_contents() == ["docs/a.md", "src/b.md"]
+        page.select_option("#folder", "src/")
+        eventually(lambda: page.locator("#one .title").count() == 1)
+        page.reload()
+        done(page)
+        assert address(page) == {"q": "who needs flour", "index": "boats", "folder": "src/"}
+        page.select_option("#index", "trains")
+        eventually(lambda: page.locator("#one .title").count() == 3)
+        assert address(page) == {"q": "who needs flour"}  # the folder belonged to the other index
+        page.locator("#folder").wait_for(state="hidden")
+        page.go_back()
+        eventually(lambda: page.locator("#one .title").count() == 1)
+        assert page.input_value("#index") == "boats"
+
+
+def test_the_picker_of_indexes_is_shown_only_where_there_are_several(open_page, site: Running) -> None:
+    page = open_page(site)
+    ask(page, "train")
+    done(page)
+    assert page.locator("#index").is_hidden()
+    assert address(page) == {"q": "train"}
+
+
 def test_results_stay_while_the_server_is_away(open_page, site: Running) -> None:
     page = open_page(site, expected="ERR_FAILED")
     ask(page, "train")

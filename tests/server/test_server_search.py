@@ -57,11 +57,11 @@ def test_a_search_is_the_indexs_own(served: Running, tiny: SearchR3, mode: str, 
     body = {"query": "train to Vienna", "mode": mode, "reasoning": reasoning, "k": 2}
     found = served.post("/v1/search", body).json
     budget = {"reasoning": False} if reasoning is False else {"max_reasoning_tokens": 32 if reasoning is True else 4}
-    expected = served.service.index.search("train to Vienna", tiny, mode=mode, k=2, **budget).to_dict()
+    expected = served.service.index().search("train to Vienna", tiny, mode=mode, k=2, **budget).to_dict()
     expected = json.loads(json.dumps(expected))
     for changing in ("timings",):
         found.pop(changing), expected.pop(changing)
-    assert found.pop("model") == tiny.name
+    assert (found.pop("index"), found.pop("model")) == ("small.index", tiny.name)
     found.pop("remembered_ms")
     usage = found.pop("usage")
     trace = expected["reasoning"]
@@ -115,7 +115,7 @@ def test_pieces_come_while_the_model_still_writes(tiny: SearchR3, make_index, ba
 def test_auto_reasons_where_the_rule_says(make_tiny_model, tmp_path, served: Running) -> None:
     folder = make_tiny_model(tmp_path / "tiny-llama")
     tiny = SearchR3.from_pretrained(folder, device="cpu")
-    index = served.service.index
+    index = served.service.index()
     zeros = (0.0,) * 4
     for threshold, reasons in ((ALWAYS, True), (NEVER, False)):
         rule = AdaptiveRule(tiny.contract_hash, zeros, zeros, (1.0,) * 4, 0.0, threshold)
@@ -191,7 +191,7 @@ def test_a_search_that_reads_is_the_indexs_own(served: Running, tiny: SearchR3, 
     ],
 )
 def test_every_filter_that_is_let_through_is_one_the_index_understands(served: Running, where: str) -> None:
-    index = served.service.index
+    index = served.service.index()
     assert check_where(index.index, check_filter(where, index.columns)) == where
     for mode in ("hybrid", "text"):
         answer = served.post("/v1/search", {"query": "train", "where": where, "mode": mode, "reasoning": False})
@@ -377,7 +377,7 @@ def test_own_words_take_the_place_of_the_models(served: Running, tiny: SearchR3,
     if stream:
         assert [name for name, _ in answer.events] == ["result"], "nothing is generated"
     found = answer.events[-1][1] if stream else answer.json
-    expected = served.service.index.search("train to Vienna", tiny, reasoning_text=words)
+    expected = served.service.index().search("train to Vienna", tiny, reasoning_text=words)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected.hits]
     assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected.hits], abs=1e-5)
     tokens = tiny.count_tokens([words])[0]

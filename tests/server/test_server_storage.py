@@ -62,7 +62,7 @@ def test_two_servers_store_each_document_once_or_refuse_it(tiny, place):
 def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny, place, monkeypatch):
     build_index(place, [SourceDocument("first", "", "the first text")], tiny, progress=False)
     with running(lambda: Loaded.of(tiny, SearchIndex.open(place)), writable=True) as server:
-        monkeypatch.setattr(server.server.service.writing, "_wait", 0.5)
+        monkeypatch.setattr(server.server.service.writer(), "_wait", 0.5)
         writer = lease.Lease(Remote(place))
         writer.acquire()
         for answer in (
@@ -71,7 +71,7 @@ def test_a_server_waits_for_another_writer_and_then_says_when_to_come_back(tiny,
         ):
             assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (409, "index_busy", "5")
             assert "another writer is using" in answer.error["message"]
-        monkeypatch.setattr(server.server.service.writing, "_wait", 20.0)
+        monkeypatch.setattr(server.server.service.writer(), "_wait", 20.0)
         threading.Timer(0.5, writer.release).start()
         assert server.post("/v1/documents", {"documents": [{"id": "x", "text": "y"}]}).status == 201
         assert server.ask("GET", "/v1/documents").json["total"] == 2

@@ -126,7 +126,7 @@ def test_a_longer_query_of_a_search(limited: Running, tiny: SearchR3, ids: tuple
 
 def test_a_posted_document_is_read_whole(limited: Running, tiny: SearchR3) -> None:
     assert limited.post("/v1/documents", {"documents": [{"id": "long", "text": LONG}]}).status == 201
-    hits = limited.service.index.search("x", tiny, mode="vector", reasoning=False, k=10).hits
+    hits = limited.service.index().search("x", tiny, mode="vector", reasoning=False, k=10).hits
     cosine = next(hit.score for hit in hits if hit.document == "long")
     whole = tiny.encode_query(["x"], reasoning=False) @ tiny.encode_document([LONG]).T
     assert cosine == pytest.approx(float(whole[0, 0]), abs=1e-5)

@@ -223,7 +223,7 @@ def test_a_change_waits_for_the_servers_own_maintenance(
     monkeypatch.setattr(index_writer, "KEEP_VERSIONS", timedelta(seconds=-0.9))
     monkeypatch.setattr(index_writer, "maintain_index", slow)
     with running(lambda: Loaded.of(tiny, index), writable=True) as server:
-        server.service.writing._wait = 0.1
+        server.service.writer()._wait = 0.1
         assert server.post("/v1/documents", NEW).status == 201
         assert tidying.wait(60)
         assert server.post("/v1/documents", NEW).status == 201

@@ -19,9 +19,9 @@ export function button(className, text, act) {
 
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
-export function explained({ hits, explanation, query }) {
-  // The hits of a result, each with the question and what the server says about it (`about`).
-  return hits.map((hit, i) => ({ ...hit, query, about: explanation?.hits[i] ?? {} }));
+export function explained({ hits, explanation, query, index }) {
+  // The hits of a result, each with the question, the index, and what the server says about it (`about`).
+  return hits.map((hit, i) => ({ ...hit, query, index, about: explanation?.hits[i] ?? {} }));
 }
 
 export function absence({ hits, explanation }) {
@@ -33,10 +33,9 @@ export function absence({ hits, explanation }) {
   return parts.join(" ");
 }
 
-export function merged(off, on) {
+export function merged(off, on = off) {
   // The hits of both lists as rows {hit, rank, was, change}: those with reasoning first, then those that are gone.
   const before = new Map(off.map((hit, i) => [hit.id, i + 1]));
-  if (!on) return off.map((hit, i) => ({ hit, rank: i + 1, was: i + 1, change: "" }));
   const after = new Set(on.map((hit) => hit.id));
   const rows = on.map((hit, i) => {
     const rank = i + 1, was = before.get(hit.id);
@@ -103,12 +102,12 @@ function snippetOf(hit) {
 // A text in a filter (SQL).
 export const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
-function beside({ id, document: name, query }, step) {
+function beside({ id, document: name, query, index }, step) {
   // A paragraph, to be filled with the end of the passage before (-1) or the beginning of the one after (1).
   const shown = element("p", "beside");
   shown.dir = "auto";
   const number = Number(id.slice(name.length + 1)) + step; // ids are "document#number"
-  const body = { query, where: `id = ${quoted(`${name}#${number}`)}`, k: 1, mode: "vector", reasoning: false };
+  const body = { query, index, where: `id = ${quoted(`${name}#${number}`)}`, k: 1, mode: "vector", reasoning: false };
   if (id !== name && number > 0) fetchJson("v1/search", { body }).then(({ hits: [hit] }) => {
     const points = Array.from(hit.text), part = step < 0 ? points.slice(-BESIDE) : points.slice(0, BESIDE);
     shown.append(step < 0 ? "… " : "", part.join(""), step < 0 ? "" : " …");
@@ -128,12 +127,14 @@ function passageOf(hit) {
   return element("div", "whole", beside(hit, -1), text, beside(hit, 1), copy);
 }
 
+const atLine = (path, line) => path && line > 0 && `${path}:${line}`;
+
 function sameOf(hit) {
   // "+4 documents with the same text", which opens to their places; null if there are none.
   const same = hit.about.same ?? [];
   if (!same.length) return null;
   return element("details", "same", element("summary", "", `+${plural(same.length, "document")} with the same text`),
-    ...same.map((one) => element("p", "place", one.path ? one.path + (one.start_line > 0 ? `:${one.start_line}` : "") : one.document)));
+    ...same.map((one) => element("p", "place", atLine(one.path, one.start_line) || one.path || one.document)));
 }
 
 export function sentencesOf(hit) {
@@ -155,7 +156,7 @@ function pageOf(hit) {
   return field && !RECORDS.test(hit.path) ? `${hit.path}, ${field} ${hit.metadata[field]}` : hit.path;
 }
 
-const placeOf = (hit) => (hit.path ? (hit.snippet_line > 0 ? `${hit.path}:${hit.snippet_line}` : pageOf(hit)) : hit.title && hit.id);
+const placeOf = (hit) => (hit.path ? atLine(hit.path, hit.snippet_line) || pageOf(hit) : hit.title && hit.id);
 
 function item(row, name) {
   // One row of a list; its title opens and closes the passage.

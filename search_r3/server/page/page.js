@@ -15,9 +15,11 @@ const STATES = {
   loading: "The server is loading its model…", stopping: "The server is shutting down.",
   index_unavailable: "The index cannot be searched now; the server keeps checking.",
 };
-const OPTIONS = ["budget", "given", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
+const OPTIONS = ["index", "budget", "given", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
+const FOUND = ["index", "folder", "type"]; // of those, the fields whose choices depend on what is indexed
 
 const $ = (id) => document.getElementById(id);
+const has = (field, value) => [...field.options].some((option) => option.value === value);
 const wide = window.matchMedia("(min-width: 48rem)");
 const usual = {}; // field -> its default, which the address leaves out
 let running = null; // the AbortController of the question that is being answered
@@ -31,7 +33,7 @@ function showProblem(problem) {
   // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
   const { status = 0 } = problem;
   $("problem").textContent = inWords(problem);
-  $("again").hidden = status === 401 || (status >= 400 && status < 500 && status !== 429 && status !== 408);
+  $("again").hidden = status >= 400 && status < 500 && ![408, 429].includes(status);
   $("key-form").hidden = status !== 401;
   if (status === 401) {
     stored(session, "api-key", null);
@@ -51,12 +53,12 @@ function readAddress() {
   $("question").value = given.get("q") ?? "";
   for (const name of OPTIONS) {
     const field = $(name), value = given.get(name) ?? usual[name] ?? "";
-    if (field.tagName === "SELECT" && value && ![...field.options].some((option) => option.value === value)) {
-      if (name === "folder" || name === "type") addOption(field, value, value); // one that is not among the largest
-      else continue;
+    if (field.tagName === "SELECT" && value && !has(field, value)) {
+      if (!FOUND.includes(name)) continue;
+      field.add(new Option(value)); // perhaps a folder that is not among the largest
     }
     field.value = value;
-    if (value) field.parentElement.hidden = false;
+    if (value && value !== usual[name]) field.parentElement.hidden = false;
   }
   offerWords();
 }
@@ -82,7 +84,12 @@ function filter() {
   return patterns.map((pattern) => `path LIKE ${quoted(pattern)}`).join(" AND ") || null;
 }
 
-const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
+function missing(name, text) {
+  $("problem").textContent = text;
+  $("options").open = true;
+  $(name).focus();
+  return null;
+}
 
 function chosen() {
   // What is asked: the body of the direct request, and what the second request has in addition (`thinking`) or null; or
@@ -94,25 +101,19 @@ function chosen() {
     $("question").focus();
     return null;
   }
-  const k = wholeNumber($("k").value);
-  if (!(k >= 1 && k <= MOST_RESULTS)) {
-    $("problem").textContent = `Results: give a whole number from 1 to ${MOST_RESULTS.toLocaleString("en")}.`;
-    $("options").open = true;
-    $("k").focus();
-    return null;
+  const k = $("k").valueAsNumber;
+  if (!Number.isInteger(k) || k < 1 || k > MOST_RESULTS) {
+    return missing("k", `Results: give a whole number from 1 to ${MOST_RESULTS.toLocaleString("en")}.`);
   }
   const budget = $("budget").value, mode = $("mode").value, where = filter(), given = $("given").value.trim();
   if (budget === "given" && mode !== "text" && !given) {
-    $("problem").textContent = "Write your own reasoning, or choose another kind.";
-    $("options").open = true;
-    $("given").focus();
-    return null;
+    return missing("given", "Write your own reasoning, or choose another kind.");
   }
   const thinking = mode === "text" || budget === "off" ? null
     : budget === "given" ? { reasoning: true, reasoning_text: given }
       : budget === "read" ? { reasoning: false, read: reading }
         : { reasoning: Number(budget) || budget };
-  const body = { query, k, mode, explain: true, reasoning: false };
+  const body = { query, index: $("index").value || undefined, k, mode, explain: true, reasoning: false };
   return { body: where === null ? body : { ...body, where }, thinking };
 }
 
@@ -167,8 +168,6 @@ function begin() {
   $("reasoning").hidden = true;
   for (const name of ["reasoning-text", "reasoning-end", "read"]) $(name).textContent = "";
   $("results").classList.add("stale");
-  $("verdict").classList.add("stale");
-  $("absent").textContent = "";
   $("status").textContent = "Searching…";
 }
 
@@ -178,18 +177,16 @@ function show({ body, thinking }) {
   const side = $("view").value === "side" && Boolean(thinking);
   $("results").hidden = false;
   $("results").classList.remove("stale");
-  $("verdict").classList.remove("stale");
   $("one").hidden = side;
   $("columns").hidden = !side;
   if (side) {
-    showRows($("off-hits"), merged(off.hits, null));
-    showRows($("on-hits"), on ? merged(off.hits, on.hits).filter((row) => row.rank !== null) : []);
-    if (!on) $("on-hits").replaceChildren();
+    showRows($("off-hits"), merged(off.hits));
+    if (on) showRows($("on-hits"), merged(off.hits, on.hits).filter((row) => row.rank));
+    else $("on-hits").replaceChildren();
     $("off").querySelector(".figures").textContent = figures(off);
     $("on").querySelector(".figures").textContent = on ? figures(on) : "reasoning…";
   } else showRows($("hits"), merged(off.hits, on?.hits));
   $("absent").textContent = absence(on ?? off);
-  $("verdict").hidden = !on;
   $("verdict").textContent = on ? verdict(off.hits, on.hits) : "";
   if (on) {
     if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
@@ -249,8 +246,8 @@ $("view").addEventListener("change", () => {
   if (answer) show(answer.asked);
 });
 $("more").addEventListener("click", async () => {
-  const shown = titles(listOf(document.activeElement) ?? lists()[0]).length;
-  $("k").value = String(Math.min(Number($("k").value) + MORE, MOST_RESULTS));
+  const shown = titles(lists()[0]).length;
+  $("k").value = String(Math.min($("k").valueAsNumber + MORE, MOST_RESULTS));
   await start();
   titles(lists()[0])[shown]?.focus();
 });
@@ -271,8 +268,15 @@ $("key-form").addEventListener("submit", (event) => {
   describe();
   if ($("question").value.trim()) start({ push: false });
 });
+$("index").addEventListener("change", () => {
+  $("folder").value = $("type").value = "";
+  describe();
+  if (answer) start();
+  else writeAddress(false);
+});
 window.addEventListener("popstate", () => {
   readAddress();
+  describe();
   if ($("question").value) start({ push: false });
   else clear();
 });
@@ -281,7 +285,7 @@ function clear() {
   running?.abort();
   answer = null;
   clearProblem();
-  for (const name of ["results", "reasoning", "verdict"]) $(name).hidden = true;
+  for (const name of ["results", "reasoning"]) $(name).hidden = true;
   $("status").textContent = "";
   $("empty").hidden = false;
   document.title = "Search-R3";
@@ -289,7 +293,6 @@ function clear() {
 }
 
 const lists = () => [...document.querySelectorAll("#results ol")].filter((list) => list.offsetParent !== null);
-const listOf = (target) => target?.closest("ol") ?? null;
 const titles = (list) => [...(list?.querySelectorAll(".title") ?? [])];
 
 document.addEventListener("keydown", (event) => {
@@ -304,7 +307,7 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "ArrowDown" && target === $("question")) {
     lists().flatMap(titles)[0]?.focus();
   } else if (target.matches(".title")) {
-    const mine = titles(listOf(target)), here = mine.indexOf(target);
+    const mine = titles(target.closest("ol")), here = mine.indexOf(target);
     const column = (number) => titles(lists().at(number));
     const next = {
       ArrowDown: () => mine[here + 1],
@@ -320,53 +323,56 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-const addOption = (field, value, text) => field.append(new Option(text, value));
-
-function offer(limits, mayRead) {
-  // The kinds and budgets of reasoning that the server allows.
-  const choices = limits?.anyOf ?? []; // limits: the schema of `reasoning`
-  const most = choices.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
-  const budgets = BUDGETS.filter((one) => one <= most);
-  if (!budgets.length) budgets.push(most);
-  const before = $("budget").value; // perhaps chosen already, while the server's limits were being loaded
-  $("budget").replaceChildren();
-  for (const one of budgets) addOption($("budget"), String(one), `up to ${one} tokens`);
-  for (const one of choices) if (one.const) addOption($("budget"), one.const, SPECIAL[one.const] ?? one.const);
-  if (mayRead) addOption($("budget"), "read", `none, after reading ${reading} passages`);
-  addOption($("budget"), "given", "my own words");
-  addOption($("budget"), "off", "none");
-  const stays = [...$("budget").options].some((option) => option.value === before);
-  usual.budget = String(Math.min(USUAL_BUDGET, budgets.at(-1)));
-  $("budget").value = stays && before ? before : usual.budget;
-}
-
-function offerFilter(name, all, counted) {
-  // A choice of folders or kinds of files, hidden if there is none.
-  const field = $(name), before = field.value;
-  field.replaceChildren();
-  addOption(field, "", all);
-  for (const one of counted) addOption(field, one.name, `${one.name} (${one.documents.toLocaleString("en")})`);
-  if (before && ![...field.options].some((option) => option.value === before)) addOption(field, before, before);
+function choices(name, all, usually) {
+  // Let a field offer [value, text] each; it is hidden if there is only one. What was chosen already stays, even while
+  // the server's limits were being loaded.
+  const field = $(name);
+  let before = field.value || usually;
+  field.replaceChildren(...all.map(([value, text]) => new Option(text, value)));
+  if (!has(field, before)) {
+    if (FOUND.includes(name)) field.add(new Option(before));
+    else before = usually;
+  }
   field.value = before;
   field.parentElement.hidden = field.options.length < 2;
+  usual[name] = usually;
 }
+
+function offer(limits, mayRead) {
+  // The kinds and budgets of reasoning that the server allows; `limits` is the schema of `reasoning`.
+  const kinds = limits?.anyOf ?? [];
+  const most = kinds.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
+  const budgets = BUDGETS.filter((one) => one <= most);
+  if (!budgets.length) budgets.push(most);
+  choices("budget", [
+    ...budgets.map((one) => [String(one), `up to ${one} tokens`]),
+    ...kinds.filter((one) => one.const).map((one) => [one.const, SPECIAL[one.const] ?? one.const]),
+    ...(mayRead ? [["read", `none, after reading ${reading} passages`]] : []),
+    ["given", "my own words"],
+    ["off", "none"],
+  ], String(Math.min(USUAL_BUDGET, budgets.at(-1))));
+}
+
+const counted = ({ name, documents }) => [name, `${name} (${documents.toLocaleString("en")})`];
 
 async function describe() {
   // What is indexed: its size, choices of folders and kinds, and headings to ask about.
+  const index = $("index").value;
   let found;
   try {
-    found = await fetchJson("v1/index");
+    found = await fetchJson(`v1/index?${new URLSearchParams(index && { index })}`);
   } catch {
     return; // without a key, or it is unavailable: the search says so
   }
+  if (index !== $("index").value) return; // another was chosen meanwhile
   $("indexed").textContent = sizes(found);
-  offerFilter("folder", "all folders", found.folders);
-  offerFilter("type", "of all kinds", found.types);
-  if (!found.headings.length) return;
-  $("examples").replaceChildren(element("p", "", "For example:"), ...found.headings.map((heading) => button("example", heading, () => {
+  choices("folder", [["", "all folders"], ...found.folders.map(counted)], "");
+  choices("type", [["", "of all kinds"], ...found.types.map(counted)], "");
+  const asks = found.headings.map((heading) => button("example", heading, () => {
     $("question").value = heading;
     start();
-  })));
+  }));
+  $("examples").replaceChildren(...(asks.length ? [element("p", "", "For example:"), ...asks] : []));
 }
 
 async function load() {
@@ -386,8 +392,9 @@ async function load() {
     if (!health.index) return;
     const response = await fetch("openapi.json");
     const described = response.ok ? await response.json() : null;
-    const { Reasoning: limits, Read: most } = described?.components.schemas ?? {};
+    const { Reasoning: limits, Read: most, IndexName: { enum: names = [] } = {} } = described?.components.schemas ?? {};
     offer(limits, most?.maximum >= reading);
+    choices("index", names.map((name) => [name, name]), names[0] ?? "");
     offerWords();
     if (new URLSearchParams(location.search).size) readAddress();
     const needsKey = described?.components.securitySchemes && !stored(session, "api-key");

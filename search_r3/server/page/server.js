@@ -47,12 +47,8 @@ async function* eventsOf(body) {
     const blocks = (rest + value).split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const found = { event: "message", data: "" };
-      for (const line of block.split("\n")) {
-        const colon = line.indexOf(":");
-        if (colon > 0) found[line.slice(0, colon)] = line.slice(colon + 1).trimStart();
-      }
-      if (found.data) yield { event: found.event, data: JSON.parse(found.data) };
+      const { event, data } = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/)));
+      if (data) yield { event, data: JSON.parse(data) };
     }
   }
 }

@@ -1,4 +1,5 @@
-"""/v1/index: what the index contains. /v1/documents: list, add, replace and delete documents while it is searched.
+"""/v1/indexes and /v1/index: which indexes are served, and what one contains. /v1/documents: list, add, replace and
+delete documents while an index is searched.
 
 A document whose id is already in the index is replaced, with all of its chunks, in the commit that adds the others.
 """
@@ -15,16 +16,16 @@ from starlette.responses import Response
 
 from search_r3.errors import InputError
 from search_r3.index.backends.lance.table_columns import ColumnTypeError
-from search_r3.index.index_handle import FAILURES, IndexHandle
+from search_r3.index.index_handle import FAILURES, IndexHandle, IndexUnavailable
 from search_r3.index.maintenance import UnknownDocument
 from search_r3.index.source_document import SourceDocument
 from search_r3.server.batching.batcher import BatcherClosed
 from search_r3.server.errors import ApiError, from_input_error
-from search_r3.server.index_writer import Change
+from search_r3.server.index_writer import Change, IndexWriter
 from search_r3.server.request_body import in_thread, read, until_done
-from search_r3.server.response_schemas import Added, Deleted, Documents, IndexOverview
+from search_r3.server.response_schemas import Added, Deleted, Documents, Indexes, IndexOverview
 from search_r3.server.routing import WITH_BODY, answers, get, keyed_router, service_of, takes, to_json, v1_router
-from search_r3.server.schemas import DOCUMENTS, DocumentsPage, DocumentsRequest
+from search_r3.server.schemas import DOCUMENTS, DocumentsPage, DocumentsRequest, IndexChoice
 from search_r3.server.service import Service
 
 CHARACTERS_PER_TOKEN = 4
@@ -59,7 +60,7 @@ async def _check_given_once(request: Request) -> None:
 async def list_documents(request: Request, page: Annotated[DocumentsPage, Query()]) -> Response:
     service = service_of(request)
     with service.inside():
-        index = service.index
+        index = service.index(page.index)
         return to_json(await in_thread(request, service, service.threads, lambda _: _listed(index, page)))
 
 
@@ -68,13 +69,31 @@ async def list_documents(request: Request, page: Annotated[DocumentsPage, Query(
     "/index",
     operation_id="describeIndex",
     summary="What the index contains: sizes, folders, kinds of files, and headings to ask about",
-    responses=answers(IndexOverview, "OK", 404, 429, 500, 503, 504),
+    responses=answers(IndexOverview, "OK", 400, 404, 429, 500, 503, 504),
+    dependencies=[Depends(_check_given_once)],
 )
-async def describe_index(request: Request) -> Response:
+async def describe_index(request: Request, choice: Annotated[IndexChoice, Query()]) -> Response:
     service = service_of(request)
     with service.inside():
-        index = service.index
-        return to_json(await in_thread(request, service, service.threads, lambda _: index.overview().to_dict()))
+        index, named = service.index(choice.index), {"name": service.index_name(choice.index)}
+        return to_json(await in_thread(request, service, service.threads, lambda _: index.overview().to_dict() | named))
+
+
+@get(
+    router,
+    "/indexes",
+    operation_id="listIndexes",
+    summary="The indexes that are served; the first is the one that requests mean unless they name another",
+    responses=answers(Indexes, "OK", 429, 500, 503, 504),
+)
+async def list_indexes(request: Request) -> Response:
+    service = service_of(request)
+    with service.inside():
+        indexes = service.loaded.indexes
+        data = await in_thread(
+            request, service, service.threads, lambda _: [_in_brief(*one) for one in indexes.items()]
+        )
+        return to_json({"object": "list", "data": data})
 
 
 @changes_router.post(
@@ -92,13 +111,12 @@ async def describe_index(request: Request) -> Response:
 async def add_documents(request: Request) -> Response:
     service = service_of(request)
     with service.inside():
-        index = service.writable_index
         body = await read(request, service, DOCUMENTS)
         _check_size(body, service)
         _check_ids(body)
         request.state.items = len(body.documents)
         documents = [SourceDocument(d.id, d.title.strip(), d.text, d.metadata) for d in body.documents]
-        chunks = await _committed(request, service, index, Change(documents, service.encoder()))
+        chunks = await _committed(request, service, body.index, Change(documents, service.encoder()))
         data = [{"object": "document", "id": document.id} for document in documents]
         return to_json({"object": "list", "data": data, "chunks": chunks}, 201)
 
@@ -107,28 +125,32 @@ async def add_documents(request: Request) -> Response:
     "/documents/{document:any_text}",
     operation_id="deleteDocument",
     summary="Delete a document with all of its chunks",
-    responses=answers(Deleted, "Deleted; no search finds it", 404, 409, 429, 500, 503, 504),
+    responses=answers(Deleted, "Deleted; no search finds it", 400, 404, 409, 429, 500, 503, 504),
+    dependencies=[Depends(_check_given_once)],
 )
 async def delete_document(
-    request: Request, document: Annotated[str, Path(json_schema_extra={"minLength": 1})]
+    request: Request,
+    document: Annotated[str, Path(json_schema_extra={"minLength": 1})],
+    choice: Annotated[IndexChoice, Query()],
 ) -> Response:
     service = service_of(request)
     with service.inside():
-        chunks = await _committed(request, service, service.writable_index, Change(deleted=document))
+        chunks = await _committed(request, service, choice.index, Change(deleted=document))
         return to_json({"object": "document", "id": document, "deleted": True, "chunks": chunks})
 
 
-async def _committed(request: Request, service: Service, index: IndexHandle, change: Change) -> int:
-    """Commit `change` and return its number of chunks. If the client leaves before the commit begins, it is dropped."""
+async def _committed(request: Request, service: Service, name: str | None, change: Change) -> int:
+    """Commit `change` to an index and return its number of chunks. If the client leaves before the commit begins, it is
+    dropped."""
+    index, writer = service.writable_index(name), service.writer(name)
     cancel = change.encoder.cancel if change.encoder is not None else lambda: None
-    return await until_done(
-        request, service, asyncio.ensure_future(_commit(service, index, change)), lambda: change.begun, cancel
-    )
+    committing = asyncio.ensure_future(_commit(writer, index, change))
+    return await until_done(request, service, committing, lambda: change.begun, cancel)
 
 
-async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
+async def _commit(writer: IndexWriter, index: IndexHandle, change: Change) -> int:
     try:
-        return await service.writing.commit(index, change)
+        return await writer.commit(index, change)
     except UnknownDocument as error:
         message = f"there is no document {change.deleted[:100]!a}; see GET /v1/documents"
         raise ApiError(404, message, "document_not_found", param="document") from error
@@ -145,6 +167,14 @@ async def _commit(service: Service, index: IndexHandle, change: Change) -> int:
         if (unavailable := await asyncio.to_thread(index.unavailable, error)) is None:
             raise
         raise from_input_error(unavailable) from error
+
+
+def _in_brief(name: str, index: IndexHandle) -> dict[str, Any]:
+    try:
+        chunks = index.run(len)
+    except IndexUnavailable:
+        chunks = None
+    return {"object": "index", "name": name, "available": chunks is not None, "chunks": chunks}
 
 
 def _listed(index: IndexHandle, page: DocumentsPage) -> dict[str, Any]:

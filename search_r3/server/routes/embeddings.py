@@ -179,7 +179,7 @@ class _FixedEncoder:
 
 def _worth_reasoning(service: Service, direct: list[Embedded]) -> list[int]:
     """Which of the queries the model's adaptive rule would reason about."""
-    model, index = service.loaded.model, service.index
+    model, index = service.loaded.model, service.index()
     rule = model.adaptive_rule
     assert rule is not None  # see `Service.reasoning_budget`
     chosen = []

@@ -33,7 +33,7 @@ async def health(request: Request) -> Response:
         "status": status,
         "reason": reason if allowed else None,
         "model": known.model.name if known else None,
-        "index": known is not None and known.index is not None,
+        "index": known is not None and bool(known.indexes),
         "in_flight": service.in_flight,
     }
     answer = to_json(record, 200 if status == "ready" else 503)

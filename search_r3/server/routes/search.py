@@ -61,15 +61,15 @@ async def search(request: Request) -> Response:
     service.enter()
     streaming = False
     try:
-        index = service.index
         body = await read(request, service, SEARCH)
+        index = service.index(body.index)
         budget = service.reasoning_budget(body.reasoning)
         _check_given(body, budget)
         service.check_read(body.read)
         service.check_rerank(body.rerank, body.k)
         request.state.items = 1
         if body.where is not None:
-            await _check_filter(request, service, body.where)
+            await _check_filter(service, index, body.where)
         run = partial(_search, service, index, body, budget)
         if body.stream:
             streaming = True
@@ -123,7 +123,8 @@ def _search(
     prompt, written = encoder.prompt_tokens, encoder.reasoning_tokens
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
     usage["truncated_texts"] = encoder.truncated_texts
-    return result.to_dict() | {"model": encoder.name, "usage": usage, "remembered_ms": encoder.remembered_ms}
+    named = {"index": service.index_name(body.index), "model": encoder.name}
+    return result.to_dict() | named | {"usage": usage, "remembered_ms": encoder.remembered_ms}
 
 
 def _reranked(service: Service, result: Found, k: int, encoder: QueuedEncoder) -> Found:
@@ -152,9 +153,9 @@ def _check_given(body: SearchRequest, budget: int | None) -> None:
         raise ApiError(409, str(error), "conflict", param="reasoning_words") from error
 
 
-async def _check_filter(request: Request, service: Service, where: str) -> None:
+async def _check_filter(service: Service, index: IndexHandle, where: str) -> None:
     def check() -> None:
-        check_filter(where, service.index.columns)
+        check_filter(where, index.columns)
 
     try:
         await asyncio.get_running_loop().run_in_executor(service.tokenizing, check)
