@@ -144,14 +144,15 @@ def _pieces(
     title, text = document.title.strip(), document.text
     record = document.kind == "record"
     whole = size(text) <= (limit if record else target)
+    heading = _first_heading(document) if whole else ""
     if whole and tokens:
-        whole = not tokens.exceeded([content_of(title, text.strip("\n"))])[0]
+        whole = not tokens.exceeded([content_of(heading or title, text.strip("\n"))])[0]
     if tokens and record and not whole:
         title, rest = split_title(title, tokens)
         text = f"{rest}\n{text}" if rest else text
     lines = text.split("\n")
     if whole:
-        yield title, Piece(text, 0, len(lines))
+        yield heading or title, Piece(text, 0, len(lines))
         return
     separators = CODE if document.kind in {"python", "code"} else PROSE
     root = outline(replace(document, title=title, text=text), lines)
@@ -171,6 +172,16 @@ def _pieces(
                 yield name, part
         else:
             yield name, piece
+
+
+def _first_heading(document: SourceDocument) -> str:
+    """The heading that a document begins with, if it has no other title than its path; "" if there is none."""
+    if document.title != composed(document.path) or not (document.headings or document.kind in ("markdown", "rst")):
+        return ""
+    lines = document.text.split("\n")
+    sections = outline(document, lines).children
+    begins = bool(sections) and not any(line.strip() for line in lines[: sections[0].start])
+    return sections[0].title.strip() if begins else ""
 
 
 # ------------------------------------------------------------------------------------------------------------- blocks

@@ -152,3 +152,17 @@ def test_given_headings_and_pages_reach_the_chunks():
     ]  # fmt: skip
     (whole,) = chunk_document(document)
     assert whole.metadata["page"] == 7
+
+
+@pytest.mark.parametrize(
+    ("title", "kind", "text", "expected"),
+    [("html.md", "markdown", "\n# Escaping\n\nUse html.escape.", "Escaping"),
+     ("html.md", "rst", "Escaping\n========\n\nUse html.escape.", "Escaping"),
+     ("Guide", "markdown", "# Escaping\n\nUse html.escape.", "Guide"),
+     ("html.md", "markdown", "Before.\n\n# Escaping\n\nUse html.escape.", "html.md"),
+     ("html.md", "text", "# Escaping\n\nUse html.escape.", "html.md")],
+)  # fmt: skip
+def test_a_file_of_one_chunk_is_titled_by_the_heading_that_it_begins_with(title, kind, text, expected):
+    document = SourceDocument("html.md", title, text, path="html.md", kind=kind, line=1)
+    (chunk,) = chunk_document(document)
+    assert (chunk.title, chunk.text) == (expected, text.strip("\n"))
