@@ -65,7 +65,7 @@ def encode(
 
     A line is {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": ..., "input": ...}}, with
     any field that `search-r3 serve` takes; /v1/rerank is possible too. The answers come in the order of the requests.
-    An interrupted run goes on where it stopped when the command is repeated. Exit code 1 means that some requests were
+    Run the same command again to resume an interrupted run. Exit code 1 means that some requests were
     answered with an error, which is in their lines.
 
     \b

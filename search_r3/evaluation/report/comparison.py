@@ -116,7 +116,7 @@ def against_baseline(datasets: Mapping[str, DatasetComparison], baseline: str) -
 
 
 def on_against_off(datasets: Mapping[str, DatasetComparison]) -> list[dict[str, Any]]:
-    """Reasoning on against off for every model and data set with both runs, as one family: rows with `dataset`,
+    """With and without reasoning for every model and data set with both runs, as one family: rows with `dataset`,
     `model`, the comparison, and `gains` (for each query, in the order of the judgments)."""
     pairs = [
         (one.dataset, model, paired(one.scores[f"{model}.off"], one.scores[f"{model}.on"]))

@@ -35,7 +35,7 @@ class Results:
         baseline: the system that the others are tested against; "" if there are no systems.
         by_dataset: data set -> its scores for each query.
         tests: (data set, system) -> comparison with the baseline.
-        pairs: reasoning on against off, one row per model and data set.
+        pairs: with and without reasoning, one row per model and data set.
         studies: in the order of their files.
         rollouts: (name of the file below `rollouts/`, contents).
         runs: kept training runs.

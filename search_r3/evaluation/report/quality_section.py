@@ -152,7 +152,7 @@ def results(loaded: Results) -> Section:
 
 
 def reasoning(loaded: Results) -> Section:
-    """Reasoning on against off, for every model and data set with both runs."""
+    """With and without reasoning, for every model and data set with both runs."""
     section = Section("reasoning", "With and without reasoning")
     if not loaded.pairs:
         section.blocks.append(
