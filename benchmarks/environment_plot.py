@@ -65,8 +65,10 @@ def _panel(axis: Any, lines: dict[str, Any], curve: str, label: str, theme: Them
         ends.append((name, values[-1], theme.lines[i]))
     if "error" in curve:
         axis.set_ylim(bottom=0)
-        axis.axhline(GOAL, color=theme.muted, linewidth=0.9, linestyle=DASHES[2])
-        ends.append(("goal", GOAL, theme.muted))
+        shown = axis.get_ylim()[1] >= GOAL
+        if shown:
+            axis.axhline(GOAL, color=theme.muted, linewidth=0.9, linestyle=DASHES[2])
+        ends.append(("goal" if shown else f"goal {GOAL} ↑", GOAL, theme.muted))
     axis.set_title(label, fontsize=9.5, loc="left", fontweight="bold", color=theme.ink)
     axis.set_xlabel("step", fontsize=8.5, color=theme.ink)
     axis.set_facecolor(theme.ground)
