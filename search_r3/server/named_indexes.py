@@ -11,9 +11,9 @@ from search_r3.errors import InputError
 NAME = re.compile(r"[^\x00-\x20=\x7f][^\x00-\x1f=\x7f]{0,99}")
 
 
-def name_of(path: Path | str) -> str:
+def name_of(path: str) -> str:
     """The name of an index that was given none: the last part of its path."""
-    return PurePosixPath(str(path)).name or Path(path).resolve().name
+    return PurePosixPath(path).name or Path(path).resolve().name
 
 
 def name_paths(paths: Iterable[str], named: Iterable[str] = ()) -> dict[str, str]:

@@ -79,7 +79,9 @@ class Loaded:
         Raises:
             InputError: an index is missing, or was made with a model that embeds into another space.
         """
-        given = {} if index is None else index if isinstance(index, Mapping) else {name_of(index.path): index}
+        given: Mapping[str, Index] = {}
+        if index is not None:
+            given = index if isinstance(index, Mapping) else {name_of(str(index.path)): index}
         handles = {name: one if isinstance(one, IndexHandle) else IndexHandle(one.path) for name, one in given.items()}
         for handle in handles.values():
             handle.check_model(model)

@@ -78,6 +78,8 @@ def test_what_is_wrong_is_one_line(tiny_model: Path, tmp_path: Path, capsys: pyt
     for arguments, words in [
         (["nowhere"], ["nowhere does not exist", "search-r3 index"]),
         (["~/nowhere"], [f"{Path.home()}/nowhere does not exist"]),
+        (["notes-index", "old/notes-index"], ["'notes-index'", "--index NAME=old/notes-index"]),
+        (["--index", "notes-index"], ["--index notes-index: expected a name and a folder"]),
         (["s3://bucket"], ["s3://bucket: give a bucket and a name"]),
         (["--model", str(tiny_model), "--port", port], [f"cannot listen on 127.0.0.1:{port}", "--port"]),
         (["--model", str(tiny_model), "--api-key-file", str(tmp_path / "keys")], ["no API keys"]),

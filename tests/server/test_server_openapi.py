@@ -58,7 +58,7 @@ def test_the_description_is_kept_to(open_server: Running, mode: str) -> None:
 
         check()
         checked.append(operation.label)
-    assert len(checked) == {"positive": 17, "negative": 8}[mode]
+    assert len(checked) == {"positive": 18, "negative": 10}[mode]
 
 
 def test_when_to_come_back_is_described_wherever_it_is_said(open_server: Running) -> None:

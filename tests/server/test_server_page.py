@@ -290,6 +290,32 @@ def test_a_question_of_which_only_a_part_was_read_says_so(open_page, site: Runni
     assert page.locator("#status").text_content().endswith("Only the first 200 tokens of the question were read.")
 
 
+def test_a_question_in_japanese_is_marked_in_whole_words(open_page, tiny, tmp_path) -> None:
+    document = SourceDocument("memo", "メモ", "検索エンジンは文書を探します。", path="メモ.md", kind="markdown", line=1)
+    build_index(tmp_path / "memos", [document], tiny, progress=False)
+    with running(lambda: Loaded.of(tiny, SearchIndex.open(tmp_path / "memos"))) as server:
+        page = open_page(server)
+        ask(page, "検索エンジンの使い方")
+        done(page)
+        assert page.locator("#one .snippet").text_content() == document.text
+        assert page.locator("#one mark:not(.thought)").all_text_contents() == ["検索エンジン"]
+        assert address(page) == {"q": "検索エンジンの使い方"}
+
+
+def test_a_thousand_hits_are_one_list_that_the_keyboard_goes_through(open_page, site: Running) -> None:
+    page = open_page(site)
+    hits = [hit(f"h{number}") for number in range(1000)]
+    give(page, hits, hits)
+    page.fill("#k", "1000")
+    ask(page, "anything")
+    done(page)
+    assert page.locator("#one .title").count() == 1000
+    assert page.locator("#more").is_hidden()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.textContent") == "h999"
+
+
 def test_the_nearest_sentence_is_tinted(open_page, site: Running) -> None:
     page = open_page(site)
     found = hit("a") | {"text": "One fish. Two birds! Three", "snippet": "One fish. Two birds! Three"}
@@ -439,7 +465,7 @@ def test_one_of_several_indexes_is_chosen_on_the_page_and_in_the_address(open_pa
         assert address(page) == {"index": "boats"}
         ask(page, "who needs flour")
         done(page)
-        assert page.locator("#one .place").all_text_contents() == ["docs/a.md", "src/b.md"]
+        assert sorted(page.locator("#one .place").all_text_contents()) == ["docs/a.md:1", "src/b.md:1"]
         page.select_option("#folder", "src/")
         eventually(lambda: page.locator("#one .title").count() == 1)
         page.reload()
