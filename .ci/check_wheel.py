@@ -17,10 +17,12 @@ import urllib.request
 from pathlib import Path
 
 import search_r3
+from search_r3.model.resolve import DEFAULT_ADAPTER, PACKAGED
 
 PACKAGE = Path(search_r3.__file__).parent
 FILES = (
-    "adapters/search-r3-smollm2-135m-sft/adapter_model.safetensors",
+    *(f"adapters/{name}/adapter_model.safetensors" for name in PACKAGED),
+    f"adapters/{DEFAULT_ADAPTER}/truecaser.json",
     "py.typed",
     "model/engines/int8/calibration.txt",
     "server/page/index.html",
@@ -94,7 +96,7 @@ def main() -> None:
         (Path(folder) / "notes" / "bread.md").write_text("# Bread\n\nYeast makes dough rise.\n", encoding="utf-8")
         run("--version", folder=folder)
         names = run("models", folder=folder)
-        if "search-r3-smollm2-135m-sft (default)" not in names:
+        if f"{DEFAULT_ADAPTER} (default)" not in names:
             sys.exit(f"error: search-r3 models does not list the default adapter:\n{names}")
         if subprocess.run([sys.executable, "-c", PYTHON], cwd=folder, timeout=SECONDS, check=False).returncode:
             sys.exit("error: SearchR3.from_pretrained() does not give the default adapter's embeddings")

@@ -17,7 +17,7 @@ from search_r3.export.merged_export import check_target
 from search_r3.files import atomic_path
 from search_r3.model.checkpoint import ADAPTER_FILE, ADAPTER_KINDS, CONTRACT_FILE, read_record
 from search_r3.model.contract import Contract
-from search_r3.model.resolve import BUNDLED, DEFAULT_ADAPTER, weights_sha256
+from search_r3.model.resolve import BUNDLED, PACKAGED, weights_sha256
 
 SUFFIXES = (".safetensors", ".json", ".md")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,7 +53,7 @@ def plan_push(folder: str | Path, repo: str) -> Upload:
     if kind == "query_adapter":
         loaded["documents' model"] = str((read_record(folder) or {}).get("documents", {}).get("source"))
     for what, name in loaded.items():
-        if name not in (*BUNDLED, DEFAULT_ADAPTER) and not NAME.fullmatch(name):
+        if name not in (*BUNDLED, *PACKAGED) and not NAME.fullmatch(name):
             raise InputError(
                 f"the {what} of {folder.name} is {name!r}, which only this machine knows; export the model merged "
                 "(search-r3 export) and push that"

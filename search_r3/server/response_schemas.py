@@ -15,7 +15,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-_NAME = "search-r3-smollm2-135m-sft"
+_NAME = "search-r3-smollm2-135m-v2"
 
 
 def _like(example: dict[str, Any]) -> ConfigDict:
