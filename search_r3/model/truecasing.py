@@ -35,7 +35,8 @@ TITLE_WORDS = 4
 _SMALL_IN_NAMES = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to"))
 """Words that have no capital inside a name; the first one has."""
 _TOKEN = re.compile(r"\S+")
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_WORD = re.compile(r"(?=[^\W_]*[^\W\d_])[^\W_]+(?:['’][^\W_]+)?")
+"""Letters and digits with at least one letter before an apostrophe: "genghis", "p53", "don't"."""
 _CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
 """What is in no word of prose: such tokens keep their case."""
 _BREAKS = re.compile(r"[.!?:;|(\[\"“”\n-]")

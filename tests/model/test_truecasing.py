@@ -57,6 +57,10 @@ class TestWords:
     def test_code_keeps_its_case(self, truecaser: Truecaser) -> None:
         assert truecaser("hungary.khan() and dna_of genghis/khan") == "hungary.khan() and dna_of genghis/khan"
 
+    def test_digits_are_part_of_a_word(self) -> None:
+        learned = Truecaser.learn(["of FOXO3 and the p53 gene"] * 2)
+        assert learned("is foxo3 like p53 or foxo4?") == "Is FOXO3 like p53 or foxo4?"
+
     def test_punctuation_and_spaces_stay(self, truecaser: Truecaser) -> None:
         assert truecaser("  is (hungary)  in 'dna'?\n") == "  is (Hungary)  in 'DNA'?\n"
 
