@@ -16,6 +16,12 @@ def data_truecaser(
         list[str],
         typer.Argument(metavar="CORPUS...", help="Data sets, names or BEIR folders, whose documents are read."),
     ],
+    pairs: Annotated[
+        Path | None, typer.Option(readable=False, help="Training pairs, whose positives are read as well; see --kind.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="A kind of source of the pairs that are read: debian. Repeatable.")
+    ] = None,
     wordnet: Annotated[
         bool, typer.Option("--wordnet", help="Add the names in WordNet (Debian: wordnet-base).")
     ] = False,
@@ -33,7 +39,7 @@ def data_truecaser(
     """
     from search_r3.data.case_sources import learn_truecaser
 
-    made = learn_truecaser(corpus, wordnet=wordnet, data_root=data)
+    made = learn_truecaser(corpus, pairs=pairs, kinds=kind or (), wordnet=wordnet, data_root=data)
     made.save(output)
     counts = {"words": len(made.words), "pairs": len(made.after) + len(made.before), "sha256": made.hash}
     if as_json:

@@ -43,7 +43,7 @@ def test_wordnet_adds_its_names(dataset: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(dictionaries, "WORDNET", tmp_path)
     made = learn_truecaser([dataset], wordnet=True)
     assert made("horses near lake geneva") == "Horses near Lake Geneva"
-    assert made.sources == ["mini", "wordnet"]
+    assert made.sources == ["mini", "names of wordnet"]
 
 
 def test_the_command_writes_a_file_that_loads(dataset: Path, tmp_path: Path) -> None:
@@ -51,6 +51,22 @@ def test_the_command_writes_a_file_that_loads(dataset: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["data", "truecaser", str(output), str(dataset), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.output)["sha256"] == Truecaser.load(output).hash
+
+
+def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: Path) -> None:
+    pairs = [
+        {"id": str(i), "query": "q", "positive": f"a note on {name}, and {name} again", "source": source}
+        for i, (name, source) in enumerate([("Samsung", "debian:packages"), ("Porsche", "docstrings:numpy")])
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    made = learn_truecaser([dataset], pairs=file, kinds=["debian"])
+    assert made("samsung and porsche") == "Samsung and porsche"
+    assert made.sources == ["mini", "debian"]
+    with pytest.raises(InputError, match="no pair of kind 'man'"):
+        learn_truecaser([dataset], pairs=file, kinds=["man"])
+    with pytest.raises(InputError, match="no file of pairs"):
+        learn_truecaser([dataset], kinds=["man"])
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
