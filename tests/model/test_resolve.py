@@ -87,11 +87,14 @@ def test_the_default_adapter_is_in_the_package_and_listed_as_the_default() -> No
     assert [name for name in resolve.known_names() if name == resolve.DEFAULT_ADAPTER] == [resolve.DEFAULT_ADAPTER]
 
 
-def test_where_there_is_no_checkout_the_package_has_the_default_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_checkout_the_package_has_the_default_adapter_its_documents_and_the_earlier_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     package = resolve.adapters_dirs()[1]
     monkeypatch.setattr(resolve, "adapters_dirs", lambda: [package.parent / "no-such-folder", package])
-    assert resolve.known_names() == ["smollm2-135m", resolve.DEFAULT_ADAPTER]
-    assert resolve.resolve(resolve.DEFAULT_ADAPTER).resolve().name == resolve.DEFAULT_ADAPTER
+    assert resolve.known_names() == ["smollm2-135m", *sorted(resolve.PACKAGED)]
+    for name in resolve.PACKAGED:
+        assert resolve.resolve(name).resolve().name == name
     with pytest.raises(InputError, match="other adapters have names only in a source checkout"):
         resolve.check_name("search-r3-smollm2-135m-grpo")
 
