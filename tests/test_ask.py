@@ -15,7 +15,7 @@ import pytest
 from search_r3.cli import main
 from search_r3.index.cached_index import CachedIndex
 from search_r3.index.run_search import SearchResult
-from search_r3.server.running import announced, running_server
+from search_r3.server.running import RunningServer, announced, running_server
 
 ASK = "search_r3.cli.ask"
 
@@ -149,7 +149,7 @@ def test_only_a_process_that_runs_is_a_server(notes: Path, tmp_path: Path) -> No
     index = tmp_path / "some-index"
     assert running_server(index) is None
     with announced(index, "http://127.0.0.1:1", "some"):
-        assert running_server(f"{tmp_path}/x/../some-index") == ("http://127.0.0.1:1", "some")
+        assert running_server(f"{tmp_path}/x/../some-index") == RunningServer("http://127.0.0.1:1", "some")
         (file,) = (tmp_path / "cache" / "servers").iterdir()
         file.write_text(json.dumps({"url": "http://127.0.0.1:2", "index": "some", "process": 2**22 + 1}))
         assert running_server(index) is None

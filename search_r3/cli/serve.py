@@ -156,6 +156,14 @@ def serve(
     log_format: Annotated[
         LogFormat, typer.Option(help="The log on standard error; auto is text on a terminal, otherwise JSON lines.")
     ] = LogFormat.auto,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send OpenTelemetry traces to this collector (OTLP over HTTP), such as http://localhost:4318; by "
+            "default to OTEL_EXPORTER_OTLP_ENDPOINT, if that is set.",
+        ),
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the search page in your browser.")] = False,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
@@ -182,6 +190,7 @@ def serve(
         from search_r3.server.server_config import ServerConfig
         from search_r3.server.service import Loaded
         from search_r3.server.settings_file import read_settings
+        from search_r3.server.tracing import open_tracing_or_say
     from search_r3.index.search_index import SearchIndex
 
     given = given_options(context)
@@ -228,7 +237,10 @@ def serve(
 
     as_json = log_format is LogFormat.json or (log_format is LogFormat.auto and not sys.stderr.isatty())
 
+    tracing, untraced = open_tracing_or_say(otlp_endpoint)
+
     def greet(url: str) -> None:
+        untraced()
         if not as_json:
             print_addresses(url, name, bool(opened))
         if open_page and not webbrowser.open(f"{url}/"):
@@ -239,7 +251,7 @@ def serve(
         for served_as, one in opened.items():
             if uds is None and isinstance(one.path, Path):
                 announcing.enter_context(announced(one.path, listening.url, served_as))
-        clean = run(listening, config, start, reread=read_config, json_log=as_json, on_listening=greet)
+        clean = run(listening, config, start, reread=read_config, json_log=as_json, tracing=tracing, on_listening=greet)
     if not as_json:
         print("Stopped." if clean else "Stopped; requests that were not finished were cut off.", file=sys.stderr)
     if not clean:

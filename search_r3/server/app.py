@@ -33,6 +33,7 @@ from search_r3.server.request_identity import RequestIdentity
 from search_r3.server.routes import docs_page, documents, embeddings, health, models, rerank, search, tei, web_page
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
+from search_r3.server.tracing import Span
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected; it appears only in the log and the metrics."""
@@ -151,7 +152,12 @@ class ObservabilityMiddleware:
             return
         if root_path := self.service.config.root_path:
             scope["root_path"] = root_path
-        started, identity, status = time.perf_counter(), RequestIdentity.of(scope["headers"]), 0
+        identity = RequestIdentity.of(scope["headers"])
+        with self.service.tracing.request(identity.traceparent) as span:
+            await self._answer(scope, receive, send, identity, span)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, identity: RequestIdentity, span: Span) -> None:
+        started, status = time.perf_counter(), 0
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -177,11 +183,17 @@ class ObservabilityMiddleware:
                 await answer.response()(scope, receive, watched)
         finally:
             self.service.bodies.release(scope)
-            self._note(scope, identity, status, time.perf_counter() - started, error)
+            self._note(scope, identity, status, time.perf_counter() - started, error, span)
             del error  # its traceback refers to this frame
 
     def _note(
-        self, scope: Scope, identity: RequestIdentity, status: int, seconds: float, error: BaseException | None
+        self,
+        scope: Scope,
+        identity: RequestIdentity,
+        status: int,
+        seconds: float,
+        error: BaseException | None,
+        span: Span,
     ) -> None:
         route = getattr(scope.get("route"), "path", "other")
         state = scope.get("state", {})
@@ -190,7 +202,12 @@ class ObservabilityMiddleware:
         self.service.metrics.requests.labels(route, str(status)).inc()
         self.service.metrics.seconds.labels(route).observe(seconds)
         level = logging.ERROR if status >= 500 and status != 503 else logging.INFO
-        fields: dict[str, Any] = identity.fields() | {"method": scope["method"][:16], "route": route, "status": status}
+        method = scope["method"][:16]
+        span.answered(method, route, status)
+        span.set(request_id=identity.id)
+        fields: dict[str, Any] = (
+            identity.fields() | span.fields() | {"method": method, "route": route, "status": status}
+        )
         if "items" in state:
             fields["items"] = state["items"]
         fields |= {name: state[name] for name in ("truncated", "split") if state.get(name)}  # texts

@@ -37,7 +37,7 @@ class PlainFormatter(logging.Formatter):
         what = record.getMessage()
         if what == "request":
             what = f"{fields.pop('method')} {fields.pop('route')} {fields.pop('status')}, {fields.pop('ms')} ms"
-            for name in ("id", "trace_id", "parent_id"):
+            for name in ("id", "trace_id", "parent_id", "span_id"):
                 fields.pop(name, None)
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         parts = [what, *(f"{name} {value}" for name, value in fields.items())]

@@ -1,8 +1,8 @@
 """What a request is called in the log: `X-Request-ID` and W3C `traceparent`, taken over from the caller.
 
-Trace Context, level 1 (https://www.w3.org/TR/trace-context/). This server makes no spans of its own: it logs the
-caller's trace and span, so that its line is found from a trace. A malformed header is ignored, as the standard asks;
-none is written to the log as it came.
+Trace Context, level 1 (https://www.w3.org/TR/trace-context/). The log has the caller's trace and span, so that its
+line is found from a trace; `tracing` adds spans of the server's own. A malformed header is ignored, as the standard
+asks; none is written to the log as it came.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]
 
 @dataclass(frozen=True)
 class RequestIdentity:
-    """The id of a request, the caller's or a new one, and the caller's trace and span, or None."""
+    """The id of a request, the caller's or a new one, and the caller's trace and span with their header, or None."""
 
     id: str
     trace: str | None = None
     span: str | None = None
+    traceparent: str | None = None
 
     @classmethod
     def of(cls, headers: Iterable[tuple[bytes, bytes]]) -> RequestIdentity:
@@ -34,7 +35,9 @@ class RequestIdentity:
                 given[header].append(value)
         taken = USABLE.fullmatch(_only(given[b"x-request-id"]) or b"")
         name = taken[0].decode() if taken else uuid.uuid4().hex[:16]
-        return cls(name, *_trace_and_span(_only(given[b"traceparent"])))
+        parent = _only(given[b"traceparent"])
+        trace, span = _trace_and_span(parent)
+        return cls(name, trace, span, None if parent is None or trace is None else parent.decode("latin-1"))
 
     def fields(self) -> dict[str, str]:
         """For a line of the log."""

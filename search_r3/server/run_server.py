@@ -25,6 +25,7 @@ from search_r3.server.listening import Listening
 from search_r3.server.logs import log, log_to
 from search_r3.server.server_config import ServerConfig
 from search_r3.server.service import Loaded, Service
+from search_r3.server.tracing import NO_TRACES, Tracing
 
 
 class Server(uvicorn.Server):
@@ -91,6 +92,7 @@ def make_server(
     config: ServerConfig,
     load: Callable[[], Loaded],
     reread: Callable[[], ServerConfig] | None = None,
+    tracing: Tracing = NO_TRACES,
     **uvicorn_options: Any,
 ) -> Server:
     """A server to be started with `run(sockets=[...])`. It stops if loading fails; `reread` is for SIGHUP."""
@@ -101,6 +103,7 @@ def make_server(
             server.should_exit = True
 
     app = create_app(config, load, end)
+    app.state.service.tracing = tracing
     options: dict[str, Any] = {
         "log_config": None,
         "access_log": False,
@@ -125,6 +128,7 @@ def serve(
     *,
     reread: Callable[[], ServerConfig] | None = None,
     json_log: bool = True,
+    tracing: Tracing = NO_TRACES,
     on_listening: Callable[[str], None] = lambda url: None,
 ) -> bool:
     """Serve until a signal (SIGTERM, Ctrl-C) stops it; requests in flight are finished first.
@@ -134,6 +138,7 @@ def serve(
         reread: returns the configuration anew at SIGHUP. Without it, and with a log for people, which is one on a
             terminal, SIGHUP ends the process as usual: the terminal was closed.
         json_log: log JSON lines rather than lines for people.
+        tracing: records spans; closed at the end.
         on_listening: called with the server's address once it accepts connections; the model may still be loading.
 
     Returns:
@@ -143,7 +148,7 @@ def serve(
         Exception: what `load` raised.
     """
     log_to(json_lines=json_log)
-    server = make_server(config, load, reread)
+    server = make_server(config, load, reread, tracing)
     if json_log:
         log("listening", url=listening.url)
     hang_up = getattr(signal, "SIGHUP", None)
@@ -156,6 +161,7 @@ def serve(
             server.run(sockets=[listening.socket])
     finally:
         listening.close()
+        tracing.close()
     if server.service.status == "failed":
         raise server.service.failure or RuntimeError("the model could not be loaded; see the log")
     return not server.service.dropped

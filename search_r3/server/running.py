@@ -11,14 +11,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from search_r3.files import atomic_write_text
 from search_r3.model.resolve import optional_cache_dir
 
 
-class RunningServer(NamedTuple):
+@dataclass(frozen=True)
+class RunningServer:
     """A server's address, and the name by which it serves an index."""
 
     url: str
@@ -34,7 +35,7 @@ def announced(index: str | Path, url: str, name: str) -> Iterator[None]:
     written = False
     if file is not None:
         with suppress(OSError):
-            atomic_write_text(file, json.dumps({**server._asdict(), "process": os.getpid()}))
+            atomic_write_text(file, json.dumps({**asdict(server), "process": os.getpid()}))
             written = True
     try:
         yield

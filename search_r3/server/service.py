@@ -37,6 +37,7 @@ from search_r3.server.metrics import Metrics
 from search_r3.server.named_indexes import name_of
 from search_r3.server.request_memory import LargeBodies
 from search_r3.server.server_config import ServerConfig
+from search_r3.server.tracing import NO_TRACES, Tracing
 
 Index = SearchIndex | IndexHandle
 Status = Literal["loading", "ready", "terminating", "stopping", "failed"]
@@ -135,6 +136,7 @@ class Service:
     ) -> None:
         self.config, self._load, self._on_failure = config, load, on_failure
         self.metrics, self.keys = Metrics(), Keys(config.api_keys)
+        self.tracing: Tracing = NO_TRACES
         self.status: Status = "loading"
         self.failure: Exception | None = None
         self.in_flight = 0
@@ -262,7 +264,8 @@ class Service:
 
     def encoder(self, on_text: Callable[[str], None] | None = None, too_long: TooLong = "truncate") -> QueuedEncoder:
         """The encoder that the index uses for one request."""
-        return QueuedEncoder(self.loaded.model, self.batcher, replace(self.limit, too_long=too_long), on_text)
+        limit = replace(self.limit, too_long=too_long)
+        return QueuedEncoder(self.loaded.model, self.batcher, limit, on_text, self.tracing)
 
     def enter(self) -> None:
         """Accept a request; `leave` must follow.

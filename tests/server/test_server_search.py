@@ -400,7 +400,7 @@ def test_own_words_that_nothing_would_read_are_a_conflict(served: Running, optio
 @pytest.mark.parametrize("options", [{"fusion": "dbsf", "vector_weight": 0.2}, {"fusion": "rrf"}, {"vector_weight": 0}])
 def test_a_request_may_say_how_its_lists_are_fused(served: Running, tiny: SearchR3, options: dict) -> None:
     found = served.post("/v1/search", {"query": "train to Vienna", "reasoning": False} | options).json["hits"]
-    expected = served.service.index.search("train to Vienna", tiny, reasoning=False, **options).hits
+    expected = served.service.index().search("train to Vienna", tiny, reasoning=False, **options).hits
     assert [hit["id"] for hit in found] == [hit.id for hit in expected]
     assert [hit["score"] for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 

@@ -21,6 +21,7 @@ from search_r3.model.reasoned import REASONING_TEXT_TOKENS
 from search_r3.model.text_limit import TextLimit, read_texts
 from search_r3.model.tokenization import Tokens, count_tokens, reasoning_tokens
 from search_r3.server.batching.batcher import Batcher, Embedded, EmbeddingJob, Kind
+from search_r3.server.tracing import NO_TRACES, Tracing
 
 
 class QueuedEncoder:
@@ -31,12 +32,19 @@ class QueuedEncoder:
         batcher: runs the model.
         limit: how much of a query is read; of a chunk, it is what the index says.
         on_text: called with each piece of a query's reasoning while it is generated.
+        tracing: has a span for each wait.
     """
 
     def __init__(
-        self, model: Any, batcher: Batcher, limit: TextLimit, on_text: Callable[[str], None] | None = None
+        self,
+        model: Any,
+        batcher: Batcher,
+        limit: TextLimit,
+        on_text: Callable[[str], None] | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
         self._model, self._batcher, self._limit, self._on_text = model, batcher, limit, on_text
+        self._tracing = tracing
         self._lock = threading.Lock()
         self._cancelled = False
         self._running: EmbeddingJob | None = None
@@ -172,12 +180,14 @@ class QueuedEncoder:
             if self._cancelled:
                 raise CancelledError
             self._running = job
-        self._batcher.submit(job)
-        try:
-            answers = job.future.result()
-            self._begun = True  # also if the answers were cached
-        finally:
-            self._begun = self._begun or job.begun
+        with self._tracing.span("encode", kind=kind, texts=len(rows)) as span:
+            self._batcher.submit(job)
+            try:
+                answers = job.future.result()
+                self._begun = True  # also if the answers were cached
+            finally:
+                self._begun = self._begun or job.begun
+            span.set(prompt_tokens=job.tokens, reasoning_tokens=sum(answer.num_tokens for answer in answers))
         if kind != "document":
             self._known[key] = answers
         self.prompt_tokens += job.tokens

@@ -146,11 +146,14 @@ async def _embed(
     traces: Sequence[tuple[int, ...]] = (),
 ) -> list[Embedded]:
     job = EmbeddingJob(kind, texts, budget, oversized=oversized, traces=traces)
-    try:
-        service.batcher.submit(job)
-    except BatcherClosed as error:
-        raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
-    return await until_done(request, service, asyncio.wrap_future(job.future), lambda: job.begun)
+    with service.tracing.span("encode", kind=kind, texts=len(texts)) as span:
+        try:
+            service.batcher.submit(job)
+        except BatcherClosed as error:
+            raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
+        embedded = await until_done(request, service, asyncio.wrap_future(job.future), lambda: job.begun)
+        span.set(prompt_tokens=job.tokens, reasoning_tokens=sum(one.num_tokens for one in embedded))
+        return embedded
 
 
 async def _embed_by_rule(request: Request, service: Service, texts: Sequence[Tokens], budget: int) -> list[Embedded]:

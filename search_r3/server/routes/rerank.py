@@ -83,7 +83,7 @@ async def score(
         raise ApiError(400, message, "too_many_items", param=param)
     request.state.items = len(texts)
     encoder = service.encoder()
-    run = partial(_score, service, encoder, query, texts, limit)
+    run = service.tracing.carried(partial(_traced, service, encoder, query, texts, limit))
     future = asyncio.get_running_loop().run_in_executor(service.threads, run)
     try:
         return await until_done(request, service, future, lambda: encoder.begun, encoder.cancel)
@@ -95,6 +95,13 @@ async def score(
         raise ApiError(503, "the server is shutting down; try again later", "not_ready_stopping") from error
     finally:
         del future  # see `until_done`
+
+
+def _traced(service: Service, encoder: QueuedEncoder, query: str, texts: Sequence[str], limit: ReadingLimit) -> Scores:
+    with service.tracing.span("rerank", texts=len(texts)) as span:
+        scores = _score(service, encoder, query, texts, limit)
+        span.set(prompt_tokens=scores.tokens)
+        return scores
 
 
 def _score(service: Service, encoder: QueuedEncoder, query: str, texts: Sequence[str], limit: ReadingLimit) -> Scores:

@@ -70,7 +70,7 @@ async def search(request: Request) -> Response:
         request.state.items = 1
         if body.where is not None:
             await _check_filter(service, index, body.where)
-        run = partial(_search, service, index, body, budget)
+        run = service.tracing.carried(partial(_search, service, index, body, budget))
         if body.stream:
             streaming = True
             return EventStream(request, service, run, service.too_long(body.too_long))
@@ -90,6 +90,15 @@ async def search(request: Request) -> Response:
 
 
 def _search(
+    service: Service, index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder
+) -> dict[str, Any]:
+    with service.tracing.span("search", mode=body.mode, k=body.k, read=body.read, rerank=body.rerank) as span:
+        found = _found(service, index, body, budget, encoder)
+        span.set(hits=len(found["hits"]))
+        return found
+
+
+def _found(
     service: Service, index: IndexHandle, body: SearchRequest, budget: int | None, encoder: QueuedEncoder
 ) -> dict[str, Any]:
     """Search, and turn errors into ApiError."""
