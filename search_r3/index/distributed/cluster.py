@@ -21,6 +21,13 @@ from search_r3.optional import require
 
 LOCAL = "local"
 KNOCK_SECONDS = 5.0
+TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+REFUSED = re.compile(r"authenticat|RAY_AUTH|auth[_ ]token", re.IGNORECASE)
+"""Matches Ray's messages about a missing or wrong token."""
+FULL = re.compile(
+    r"^.*(?:No space left on device|Disk quota exceeded|os error (?:28|122)\b|OutOfDiskError).*$", re.MULTILINE
+)
+"""Matches the line of a worker's traceback that says that a disk is full."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,21 @@ def quiet() -> None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The InputError that a worker raised, if Ray wrapped one; else `error` itself.
+    """The InputError that a worker raised, or one that says that its disk is full; else `error` itself.
 
     Ray passes on the worker's exception as the text of its traceback, whose last line it is.
     """
-    messages = re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
-    return InputError(messages[-1]) if messages else error
+    text = str(error)
+    if messages := re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", text, re.MULTILINE):
+        return InputError(messages[-1])
+    if (full := FULL.findall(text)) and (found := full[-1].strip()):
+        node = re.search(r"\bip=([0-9a-fA-F.:]+)", text)
+        where = f" on {node[1]}" if node else ""
+        return InputError(
+            f"a worker{where} has no space left on its disk ({found[:200]}); free some there, or set RAY_TMPDIR to "
+            "another disk before that machine joins the cluster; nothing was committed: run the same command again"
+        )
+    return error
 
 
 def _start(ray: Any, cluster: Cluster) -> None:
@@ -99,7 +115,9 @@ def _start(ray: Any, cluster: Cluster) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lance warns about any fork; these only start programs
             ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        if REFUSED.search(str(error)):
+            raise InputError(f"the Ray cluster at {cluster.address} wants a token, or another one; {TOKEN}") from error
         if "home directory" in str(error) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
             raise InputError(
                 f"Ray cannot write its files ({str(error).splitlines()[0][:200]}); set HOME and RAY_TMPDIR to folders "
