@@ -113,6 +113,8 @@ class LanceBackend(IndexBackend):
     @classmethod
     def open_snapshot(cls, path: Location) -> LanceBackend | None:
         """Open the newest version for a few searches, faster than `open`: without importing LanceDB."""
+        import lance  # noqa: F401  # its import takes seconds on a busy machine, which are not the storage's
+
         return within_deadline(path, OPENING, lambda: cls._open_snapshot(path))
 
     @classmethod
