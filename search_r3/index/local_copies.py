@@ -65,6 +65,7 @@ class LocalCopies:
                 if not copy.is_dir():
                     self._make_room(copy, live_bytes(location), location)
                     backup_index(location, copy)
+                    self._make_room(copy, bytes_on_disk(copy), location)  # with manifests and other small files
                 os.utime(copy)
         except Timeout as error:
             raise InputError(f"another process has been copying into {copy.parent} for {LOCK_SECONDS:g} s") from error
@@ -75,12 +76,14 @@ class LocalCopies:
     def _make_room(self, copy: Path, size: int, location: Remote) -> None:
         """Remove older versions of this index, then the copies used least recently, until `size` bytes fit."""
         if size > self.limit:
+            shutil.rmtree(copy, ignore_errors=True)
             raise InputError(
                 f"{location} has {size / GB:,.2f} GB, more than the cache may have ({self.limit / GB:g} GB): raise "
                 "--cache-size, or leave out --cache-dir"
             )
         index = copy.name.rsplit("-", 2)[0]
-        others = sorted(self._copies(copy.parent), key=lambda one: (not one.name.startswith(f"{index}-"), used(one)))
+        found = (one for one in self._copies(copy.parent) if one != copy)
+        others = sorted(found, key=lambda one: (not one.name.startswith(f"{index}-"), used(one)))
         sizes = {one: bytes_on_disk(one) for one in others}
         for one in others:
             if one.name.startswith(f"{index}-") or sum(sizes.values()) + size > self.limit:
