@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["none", "silent", "half", "500", "503", "gone"]
+Fault = Literal["none", "silent", "half", "403", "500", "503", "gone"]
 HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: 5000\r\n\r\n<?xml version"
 
 
@@ -19,7 +20,8 @@ class FaultyStorage:
     Attributes:
         url: the address.
         fault: "none" passes requests on; "silent" takes them and never answers; "half" stops in the middle of an
-            answer; "500" and "503" are answers; "gone" ends every connection.
+            answer; "403" (wrong keys), "500" and "503" are answers; "gone" ends every connection.
+        delay: seconds that each request waits before it is passed on.
         after: the fault begins after this many more requests.
         requests: the first lines of those that came.
     """
@@ -29,6 +31,7 @@ class FaultyStorage:
         self.upstream = (parts.hostname or "", parts.port or 0)
         self.fault: Fault = "none"
         self.after = 0
+        self.delay = 0.0
         self.requests: list[str] = []
         self.server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
@@ -57,6 +60,7 @@ class FaultyStorage:
                     self.requests.append(first)
                     self.after -= 1
                 if self.fault == "none" or self.after >= 0:
+                    time.sleep(self.delay)
                     if upstream is None:
                         upstream = socket.create_connection(self.upstream, timeout=120)
                         self.sockets.append(upstream)

@@ -153,6 +153,16 @@ def search(
     files: Annotated[
         bool, typer.Option("--files", help="Print only the results' files, one a line, each once, best first.")
     ] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SEARCH_R3_INDEX_CACHE",
+            help="Of an index on object storage, search a copy in this folder; a new version is copied first.",
+        ),
+    ] = None,
+    cache_size: Annotated[
+        float, typer.Option(min=0.001, metavar="GB", help="Most gigabytes of all copies in --cache-dir together.")
+    ] = 10.0,
     model: Annotated[str | None, typer.Option(help="The index's model, if its name is unknown here.")] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
@@ -184,7 +194,7 @@ def search(
     check_reranking(rerank, reranker, k)
     if files and as_json:
         raise InputError("--files and --json are two forms of the output; give one")
-    opened = SearchIndex.open_snapshot(index)
+    opened = SearchIndex.open_snapshot(index) if cache_dir is None else open_copy(index, cache_dir, cache_size)
     with damage_explained(index):  # before a model is loaded
         check_where(opened, where)
         refuse_both(writer, reasoning_text)
@@ -238,6 +248,20 @@ def search(
         print_json(_above(result, min_score).to_dict() | cost)
     else:
         _print(result, opened, min_score, files=files, filtered=bool(where and where.strip()))
+
+
+def open_copy(index: str, cache_dir: Path, gigabytes: float) -> SearchIndex:
+    """The index, opened in `cache_dir` if it is on object storage: a copy of its newest version, made if need be."""
+    from search_r3.index.search_index import SearchIndex
+    from search_r3.index.storage.location import Remote, location_of
+
+    location = location_of(index)
+    if not isinstance(location, Remote):
+        return SearchIndex.open_snapshot(index)
+    from search_r3.index.local_copies import GB, LocalCopies
+
+    copy = LocalCopies(cache_dir, gigabytes * GB).newest(location)
+    return SearchIndex.open_snapshot(copy).with_display_path(location)
 
 
 def _warn(opened: SearchIndex, reader: Any) -> None:

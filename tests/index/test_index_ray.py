@@ -5,6 +5,7 @@ Workers are processes of their own, with a tiny random model or an encoder that 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import json
@@ -36,7 +37,7 @@ lance = pytest.importorskip("lance", reason="Lance is not installed: pip install
 pytest.importorskip("lance_ray", reason="lance-ray is not installed: pip install 'search-r3[ray]'")
 
 from search_r3.index.distributed import Cluster, ModelSource, build_distributed  # noqa: E402
-from search_r3.index.distributed.cluster import _start  # noqa: E402
+from search_r3.index.distributed.cluster import _start, cause_of  # noqa: E402
 from search_r3.index.distributed.commit import Fragments, check_fragments, commit_fragments  # noqa: E402
 
 
@@ -105,6 +106,8 @@ class Fake:
         for row, text in zip(matrix, texts, strict=True):
             for word in re.findall(r"\w+", text.lower()):
                 row[sum(word.encode()) % self.dimension] += 1
+        if self.wrong == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/part")
         return matrix / np.linalg.norm(matrix, axis=1, keepdims=True) * (np.nan if self.wrong == "nan" else 1)
 
     def encode_query(self, texts, *, reasoning=True, max_reasoning_tokens=32, batch_size=32):
@@ -315,6 +318,8 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(cluster, corpus, tm
     with pytest.raises(InputError, match=r'NaN or infinite values for "'):
         build_distributed(tmp_path / "nan", source, lambda: Fake("nan"), cluster)
     assert len(SearchIndex.open(tmp_path / "nan")) == 0
+    with pytest.raises(InputError, match=r"a worker on .* has no space left on its disk \(.*/data/part"):
+        build_distributed(tmp_path / "full", source, lambda: Fake("full"), cluster)
     with pytest.raises(InputError, match=r"a worker loaded fake with contract bbbbbbbbbbbb.*aaaaaaaaaaaa"):
         build_distributed(tmp_path / "other", source, Changing(tmp_path / "loaded"), cluster)
     broken = tmp_path / "broken.jsonl"
@@ -347,6 +352,14 @@ def test_workers_write_to_object_storage_in_one_commit_too(cluster, corpus, s3_s
         SearchIndex.open(path).search("wrap text", Fake(), reasoning=False).hits for path in (place, tmp_path / "one")
     ]
     assert hits[0] == hits[1]
+
+
+@pytest.mark.nightly
+def test_the_environment_of_the_command_reaches_the_workers(cluster, corpus, s3):
+    """The cluster was started before these variables were set."""
+    report = build_distributed("s3://bucket/environment", open_source(corpus), Fake, cluster)
+    assert (report.added, report.embedded) == (48, 48)
+    assert len(SearchIndex.open("s3://bucket/environment")) == 48
 
 
 def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
@@ -389,6 +402,37 @@ def test_nobody_at_the_address_is_one_line_at_once():
         for given in (address, f"ray://{address}"):
             with pytest.raises(InputError, match=f"no Ray cluster answers at {given} .*refused.*use --ray local"):
                 _start(ray, Cluster(given))
+
+
+def printed_only(**settings):
+    """What Ray 2.60 does without a token: its C++ code prints why, and the exception says something else."""
+    os.write(2, b"[... W 1 1] gcs_client.cc:210: Unauthenticated: RPC error: InvalidAuthToken: Authentication token is")
+    raise ConnectionError("Failed to connect to Ray cluster at head:6379")
+
+
+def refuse(**settings):
+    raise ray.exceptions.AuthenticationError("Token authentication is enabled but no authentication token was found")
+
+
+@pytest.mark.parametrize("answer", [printed_only, refuse])
+def test_a_cluster_that_wants_a_token_is_named_as_such(answer, monkeypatch, capfd):
+    monkeypatch.setattr(ray, "init", answer)
+    monkeypatch.setattr("search_r3.index.distributed.cluster._knock", lambda address: None)
+    with pytest.raises(InputError, match=r"the Ray cluster at head:6379 wants a token.*RAY_AUTH_MODE=token"):
+        _start(ray, Cluster("head:6379"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_of_a_worker_is_one_line():
+    error = RuntimeError(
+        "ray::MapWorker(EncodeRows).submit() (pid=12, ip=10.0.0.7)\n  File ...\n"
+        "OSError: [Errno 28] No space left on device: '/tmp/ray/x'\n"
+    )
+    line = str(cause_of(error))
+    assert line.startswith("a worker on 10.0.0.7 has no space left on its disk (OSError: [Errno 28] No space left")
+    assert "\n" not in line
+    other = RuntimeError("something else")
+    assert cause_of(other) is other
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import socket
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,13 @@ from search_r3.optional import require
 
 LOCAL = "local"
 KNOCK_SECONDS = 5.0
+TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+REFUSED = re.compile(r"authenticat|InvalidAuthToken|RAY_AUTH|auth[_ ]token", re.IGNORECASE)
+"""Matches Ray's messages about a missing or wrong token, which its C++ code only prints."""
+FULL = re.compile(
+    r"^.*(?:No space left on device|Disk quota exceeded|os error (?:28|122)\b|OutOfDiskError).*$", re.MULTILINE
+)
+"""Matches the line of a worker's traceback that says that a disk is full."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,21 @@ def quiet() -> None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The InputError that a worker raised, if Ray wrapped one; else `error` itself.
+    """The InputError that a worker raised, or one that says that its disk is full; else `error` itself.
 
     Ray passes on the worker's exception as the text of its traceback, whose last line it is.
     """
-    messages = re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
-    return InputError(messages[-1]) if messages else error
+    text = str(error)
+    if messages := re.findall(r"^\s*search_r3\.errors\.InputError: (.+)$", text, re.MULTILINE):
+        return InputError(messages[-1])
+    if (full := FULL.findall(text)) and (found := full[-1].strip()):
+        node = re.search(r"\bip=([0-9a-fA-F.:]+)", text)
+        where = f" on {node[1]}" if node else ""
+        return InputError(
+            f"a worker{where} has no space left on its disk ({found[:200]}); free some there, or set RAY_TMPDIR to "
+            "another disk before that machine joins the cluster; nothing was committed: run the same command again"
+        )
+    return error
 
 
 def _start(ray: Any, cluster: Cluster) -> None:
@@ -94,12 +112,15 @@ def _start(ray: Any, cluster: Cluster) -> None:
         settings |= {"num_cpus": cluster.workers + 1, "include_dashboard": False}
     else:
         settings |= {"address": cluster.address}
+    printed: list[str] = []
     try:
         _knock(cluster.address)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _stderr_into(printed):
             warnings.simplefilter("ignore")  # Lance warns about any fork; these only start programs
             ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        if REFUSED.search("\n".join([str(error), *printed])):
+            raise InputError(f"the Ray cluster at {cluster.address} wants a token, or another one; {TOKEN}") from error
         if "home directory" in str(error) or (isinstance(error, OSError) and error.errno in UNWRITABLE):
             raise InputError(
                 f"Ray cannot write its files ({str(error).splitlines()[0][:200]}); set HOME and RAY_TMPDIR to folders "
@@ -109,6 +130,24 @@ def _start(ray: Any, cluster: Cluster) -> None:
             f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:200]}); start one (ray start "
             "--head), give its address, or use --ray local"
         ) from error
+
+
+@contextmanager
+def _stderr_into(lines: list[str]) -> Iterator[None]:
+    """Collect what is written to the process's standard error, by C++ code too, in `lines`."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield
+            finally:
+                os.dup2(kept, 2)
+                file.seek(0)
+                lines += file.read().decode(errors="replace").splitlines()
+    finally:
+        os.close(kept)
 
 
 def _knock(address: str) -> None:

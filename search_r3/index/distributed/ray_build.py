@@ -24,8 +24,9 @@ from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, d
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.source_document import SourceDocument
-from search_r3.index.storage.location import Location, for_writing, location_of, options_of, storage_errors
+from search_r3.index.storage.location import Location, Remote, for_writing, location_of, options_of, storage_errors
 from search_r3.index.storage.locking import WriteLock, writing
+from search_r3.index.storage.object_store import with_environment
 
 TASK_ROWS = 65_536
 """Maximum number of rows of a task, which is encoded again when a worker dies; fewer if the corpus is small."""
@@ -58,7 +59,8 @@ def build_distributed(
     corpus no longer has are removed.
 
     Args:
-        path: a folder that all machines share, or a location on object storage (`location.Remote`, or its URI).
+        path: a folder that all machines share, or a location on object storage (`location.Remote`, or its URI), for
+            which the workers get this process's credentials, region and endpoint.
         documents: what to index; only this process reads it.
         load: returns the model in a worker; `ModelSource("name")`, or any picklable function.
         cluster: where the workers are.
@@ -78,6 +80,8 @@ def build_distributed(
     report = IndexReport()
     location = for_writing(location_of(path))
     choose_backend(location).require("distributed", "builds by Ray")
+    if isinstance(location, Remote):  # the workers' environment may know nothing of it
+        location = with_environment(location)
     with storage_errors(location), writing(location, make=True) as lock, joined(cluster) as each:
         model = _described(load, each)
         build = BuildRun(location, lock, cast(Encoder, model), None, report)  # it only needs the model's description

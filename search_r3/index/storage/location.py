@@ -4,10 +4,12 @@ Credentials are the usual ones: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_RE
 and AWS_ENDPOINT_URL for other providers; or LanceDB's storage options
 (https://docs.lancedb.com/storage/configuration).
 
-Every request has a deadline and a bounded number of retries. Tested with lancedb 0.40 against sockets that accept and
-never answer: `timeout` (the whole request), `connect_timeout`, `read_timeout` (between two parts of an answer),
-`client_max_retries` and `client_retry_timeout` (whole seconds, without a unit) are honored; `request_timeout` is not.
-A listing is tried six times whatever the options say, so an endpoint that never answers costs six times `read_timeout`.
+Every request has a deadline and a bounded number of retries, between which LanceDB waits longer and longer, with jitter
+(object_store's `BackoffConfig`); `deadline` bounds whole operations. Tested with lancedb 0.40 against sockets that
+accept and never answer: `timeout` (the whole request), `connect_timeout`, `read_timeout` (between two parts of an
+answer), `client_max_retries` and `client_retry_timeout` (whole seconds, without a unit) are honored; `request_timeout`
+is not. A listing is tried six times whatever the options say, so an endpoint that never answers costs six times
+`read_timeout`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError
+from search_r3.index.storage.storage_options import check_storage_options
 
 SCHEMES = ("s3", "gs", "az")
 COLLECTION_SCHEMES = ("milvus://", "milvus+tls://")
@@ -76,7 +79,7 @@ class Remote(str):
         uri: "s3://bucket/name" ("gs://" and "az://" are LanceDB's too; only S3 is tested here).
 
     Raises:
-        InputError: another kind of URI, or one without a bucket and a name.
+        InputError: another kind of URI, or one without a bucket and a name; or LanceDB does not know an option.
     """
 
     __slots__ = ("given", "options")
@@ -93,6 +96,7 @@ class Remote(str):
             raise InputError(f"{uri}: give a bucket and a name in it, as in {scheme}://bucket/name")
         location = super().__new__(cls, uri.rstrip("/"))
         location.given = dict(options or {})
+        check_storage_options(location, scheme, location.given)
         location.options = _patience(PATIENCE) | location.given
         return location
 

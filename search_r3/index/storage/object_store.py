@@ -19,6 +19,7 @@ from typing import Any
 
 from search_r3.errors import InputError
 from search_r3.index.storage.location import Remote
+from search_r3.index.storage.storage_options import OF_THE_MACHINE, PREFIXES, PROVIDER
 from search_r3.optional import optional_imports
 
 CLIENT_OPTIONS = {
@@ -32,6 +33,13 @@ CLIENT_OPTIONS = {
     "timeout",
 }
 """Storage options that are settings of the HTTP client."""
+BELONG_TOGETHER = (
+    {"access_key_id", "secret_access_key", "session_token", "token"},
+    {"default_region", "region"},
+    {"endpoint", "endpoint_url", "endpoint_url_s3"},
+    {"access_key", "account_key", "bearer_token", "master_key", "sas_key", "sas_token"},
+)
+"""If one of these is given as an option, the environment's others are not used."""
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=6)}
 REGION_SECONDS = 5.0
 
@@ -62,6 +70,30 @@ def open_objects(location: Remote) -> Any:
             unknown = re.search(r"key: '([^']+)'", str(error))
             if unknown is None or settings.pop(unknown[1], None) is None:
                 raise
+
+
+def with_environment(location: Remote) -> Remote:
+    """`location` with this process's credentials, region and endpoint as options, for processes on other machines.
+
+    They come from the environment variables and, for S3, from the keys and the region of the AWS profile; options that
+    were given have precedence. A role or a file of this machine is not passed on: the other machines use their own.
+    """
+    prefixes = PREFIXES[location.scheme]
+    given = {name.lower() for name in location.given}
+    bare = given | {name.removeprefix(prefix) for name in given for prefix in prefixes}
+    taken = bare.union(*(group for group in BELONG_TOGETHER if group & bare))
+    found: dict[str, str] = {}
+    for prefix in prefixes:
+        for name in sorted(PROVIDER[location.scheme] - OF_THE_MACHINE - taken):
+            if value := os.environ.get(f"{prefix}{name}".upper()):
+                found[f"{prefix}{name}"] = value
+    if location.scheme == "s3":
+        if "allow_http" not in bare and _true(None):
+            found["allow_http"] = "true"
+        settings = {name.lower(): value for name, value in location.given.items()} | found
+        _aws(location, settings)
+        found |= {name: value for name, value in settings.items() if name not in given}
+    return Remote(str(location), found | location.given).for_writing()
 
 
 def _true(value: str | None) -> bool:

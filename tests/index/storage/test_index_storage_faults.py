@@ -45,7 +45,7 @@ def refused(bad_storage, capsys, place: str, *arguments: str) -> None:
     assert bad_storage.url in lines[0] or "the endpoint" in lines[0]
 
 
-@pytest.mark.parametrize("fault", ["500", *nightly("silent", "half", "503", "gone")])
+@pytest.mark.parametrize("fault", ["500", *nightly("silent", "half", "403", "503", "gone")])
 def test_a_search_ends_in_time_with_one_line(bad_storage, place, model, capsys, fault):
     build_index(place, DOCUMENTS, model)
     bad_storage.fault = fault
@@ -57,6 +57,16 @@ def test_a_search_ends_in_time_with_one_line(bad_storage, place, model, capsys, 
     bad_storage.fault = fault
     with pytest.raises(StorageError):  # not a filter that does not parse
         index.search("water", None, mode="text", where="title = 'x'")
+
+
+def test_slow_storage_only_takes_longer_and_wrong_keys_are_named(bad_storage, place, model, capsys):
+    build_index(place, DOCUMENTS, model)
+    bad_storage.delay = 0.05
+    assert main(["search", place, "water 7", "--mode", "text", "--json"]) == 0
+    capsys.readouterr()
+    bad_storage.fault = "403"
+    assert main(["search", place, "water", "--mode", "text"]) == 2
+    assert "refuses these credentials; check the keys" in capsys.readouterr().err
 
 
 def test_every_command_ends_in_time_with_one_line(bad_storage, place, model, capsys):

@@ -51,10 +51,12 @@ from search_r3.index.backends.lance.table_sources import count_sources, prefix_c
 from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import UNKNOWN, SourceCount, SourceRecord
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
+from search_r3.index.storage.deadline import bounded, within_deadline
 from search_r3.index.storage.location import Location, brief, failed_storage, files_lost, storage_errors
 
 TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide between equal scores
 EXACT_MATCHES = 20_000  # if a filter leaves fewer rows, all are compared: a few milliseconds
+OPENING, SEARCHING, READING = "opening the index", "the search", "reading from the index"
 LONG = 10.0  # seconds; an attempt that failed after this long is not repeated in another way
 LOOKED_UP_AT_ONCE = 1000  # values in one SQL condition
 PROBE_CHARACTERS = 200  # of a text whose words are searched for to test that the full-text index is readable
@@ -101,12 +103,22 @@ class LanceBackend(IndexBackend):
         import lancedb
 
         session = session or lancedb.Session()
-        table = open_table(path, follow, session)
-        return None if table is None else cls(path, table, read_info(path, table), follow=follow, session=session)
+
+        def opened() -> LanceBackend | None:
+            table = open_table(path, follow, session)
+            return None if table is None else cls(path, table, read_info(path, table), follow=follow, session=session)
+
+        return within_deadline(path, OPENING, opened)
 
     @classmethod
     def open_snapshot(cls, path: Location) -> LanceBackend | None:
         """Open the newest version for a few searches, faster than `open`: without importing LanceDB."""
+        import lance  # noqa: F401  # its import takes seconds on a busy machine, which are not the storage's
+
+        return within_deadline(path, OPENING, lambda: cls._open_snapshot(path))
+
+    @classmethod
+    def _open_snapshot(cls, path: Location) -> LanceBackend | None:
         from search_r3.index.backends.lance.snapshot import LanceSnapshot
 
         check_there(path, path)
@@ -156,6 +168,7 @@ class LanceBackend(IndexBackend):
     def files_replaced(self, error: Exception) -> bool:
         return f"{TABLE}.lance/" in str(error) and "Not found" in str(error)
 
+    @bounded(READING)
     def probe(self, thorough: bool = True) -> None:
         """Search all vectors and the full-text index, or read just one vector; raises what LanceDB raises."""
         if thorough:
@@ -178,11 +191,13 @@ class LanceBackend(IndexBackend):
     # ------------------------------------------------------------------------------------------------------ what it is
 
     @property
+    @bounded(READING)
     def complete(self) -> bool:  # type: ignore[override]
         with storage_errors(self.path):
             return COMPLETE in self.table.tags.list()
 
     @property
+    @bounded(READING)
     def columns(self) -> dict[str, str]:
         shown = dict(VISIBLE)
         with storage_errors(self.path):
@@ -193,26 +208,31 @@ class LanceBackend(IndexBackend):
         return shown
 
     @property
+    @bounded(SEARCHING)
     def approximate(self) -> ApproximateIndex | None:  # type: ignore[override]
         with storage_errors(self.path):
             return read_approximate(self.table)
 
     @property
+    @bounded(SEARCHING)
     def relevance_floor(self) -> RelevanceFloor | None:  # type: ignore[override]
         with storage_errors(self.path):
             kept = read_floor(self.table)
         return None if kept is None else kept.floor
 
     @property
+    @bounded(SEARCHING)
     def tuned_fusion(self) -> HybridFusion | None:  # type: ignore[override]
         with storage_errors(self.path):
             return read_fusion(self.table)
 
     @property
+    @bounded(READING)
     def full_text(self) -> FullText:
         with storage_errors(self.path):
             return full_text_state(self.table)
 
+    @bounded(READING)
     def count(self) -> int:
         with storage_errors(self.path):
             return int(self.table.count_rows())
@@ -230,6 +250,7 @@ class LanceBackend(IndexBackend):
 
     # ------------------------------------------------------------------------------------------------------- searching
 
+    @bounded(SEARCHING)
     def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]:
         """Search by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
         nearest = None if exact else self.approximate
@@ -247,10 +268,12 @@ class LanceBackend(IndexBackend):
             rows = scored(beyond=True)
         return rows
 
+    @bounded(SEARCHING)
     def search_text(self, query: str, k: int, where: str | None = None) -> list[Scored]:
         search = self.table.search(self._match_query(query), query_type="fts")
         return _scored(search, k, TIES, where, "_score", lambda score: score)
 
+    @bounded(SEARCHING)
     def check_text(self) -> None:
         if not self._has_full_text and self.full_text == "missing":
             raise InputError(
@@ -259,6 +282,7 @@ class LanceBackend(IndexBackend):
             )
         self._has_full_text = True
 
+    @bounded(SEARCHING)
     def check_filter(self, where: str) -> str:
         """The filter in the form that the table understands: the smallest 64-bit integer, which SQL cannot parse, is
         rewritten as a difference."""
@@ -312,10 +336,12 @@ class LanceBackend(IndexBackend):
         columns = [name for name in STORED if name in self.table.schema.names]  # format 1 has no source
         yield from self.table.search().select(columns).to_list()
 
+    @bounded(READING)
     def document_rows(self, document: str) -> list[Row]:
         columns = [name for name in STORED if name in self.table.schema.names]
         return self.table.search().where(f"document = {quoted([document])}").select(columns).to_list()
 
+    @bounded(READING)
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
         vector_of = self.vectors_where("id", ids)
         if not len(ids):
@@ -367,6 +393,7 @@ class LanceBackend(IndexBackend):
             merge = merge.when_not_matched_by_source_delete(f"id IN ({quoted(stale)})")
         merge.execute(batch)
 
+    @bounded(READING)
     def has_document(self, document: str, source: str | None = None) -> bool:
         condition = f"document = {quoted([document])}"
         if source is not None:

@@ -1,0 +1,121 @@
+"""Local copies of indexes on object storage, in a cache folder with a bound: searched as fast as any folder.
+
+A search on object storage makes tens of requests one after the other. The newest version's name is one request; if
+its copy is there, nothing else is fetched. A new version is copied whole, as by `search-r3 backup`, and the copies that
+were used least recently make room for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from search_r3.errors import InputError
+from search_r3.files import expand_user
+from search_r3.index.backends.lance.compaction import bytes_on_disk, live_bytes
+from search_r3.index.backends.lance.lance_table import TABLE
+from search_r3.index.backup import backup_index
+from search_r3.index.storage.deadline import within_deadline
+from search_r3.index.storage.location import Remote, storage_errors
+from search_r3.index.storage.object_store import open_objects
+
+GB = 1e9
+LOCK, LOCK_SECONDS = ".copies.lock", 600.0
+"""One process copies at a time; another one waits for it, as it may need the same copy."""
+COPY = re.compile(r".+-[0-9a-f]{12}-\d+-[0-9a-f]{8}")
+"""What the folder of a copy is called: index, hash of its URI, version, hash of the version's manifest."""
+MANIFEST = re.compile(r"(\d+)\.manifest")
+NEWEST_FIRST = 2**64 - 1
+"""Manifests of Lance's present format are called by this number minus their version, in 20 digits."""
+
+
+@dataclass(frozen=True)
+class LocalCopies:
+    """A folder of copies.
+
+    Attributes:
+        folder: made if it does not exist. Other files in it are left alone.
+        limit: maximum size of all copies together, in bytes.
+    """
+
+    folder: Path
+    limit: float
+
+    def newest(self, location: Remote) -> Path:
+        """The folder of a copy of the newest version of the index at `location`, which is made if need be.
+
+        Raises:
+            StorageError: object storage cannot be reached, refuses, or does not answer in time.
+            InputError: there is no index, it is larger than the limit, or the folder cannot be written.
+        """
+        key = hashlib.sha256(location.encode()).hexdigest()[:12]
+        version, tag = within_deadline(location, "asking for the index's version", lambda: newest_version(location))
+        name = re.sub(r"[^\w.-]+", "-", location.rpartition("/")[2]) or "index"
+        copy = expand_user(self.folder) / f"{name}-{key}-{version}-{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(copy.parent / LOCK, timeout=LOCK_SECONDS):
+                if not copy.is_dir():
+                    self._make_room(copy, live_bytes(location), location)
+                    backup_index(location, copy)
+                    self._make_room(copy, bytes_on_disk(copy), location)  # with manifests and other small files
+                os.utime(copy)
+        except Timeout as error:
+            raise InputError(f"another process has been copying into {copy.parent} for {LOCK_SECONDS:g} s") from error
+        except PermissionError as error:
+            raise InputError(f"cannot write to {copy.parent}: {error.strerror}; give another --cache-dir") from error
+        return copy
+
+    def _make_room(self, copy: Path, size: int, location: Remote) -> None:
+        """Remove older versions of this index, then the copies used least recently, until `size` bytes fit."""
+        if size > self.limit:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise InputError(
+                f"{location} has {size / GB:,.2f} GB, more than the cache may have ({self.limit / GB:g} GB): raise "
+                "--cache-size, or leave out --cache-dir"
+            )
+        index = copy.name.rsplit("-", 2)[0]
+        found = (one for one in self._copies(copy.parent) if one != copy)
+        others = sorted(found, key=lambda one: (not one.name.startswith(f"{index}-"), used(one)))
+        sizes = {one: bytes_on_disk(one) for one in others}
+        for one in others:
+            if one.name.startswith(f"{index}-") or sum(sizes.values()) + size > self.limit:
+                shutil.rmtree(one)
+                del sizes[one]
+
+    @staticmethod
+    def _copies(folder: Path) -> Iterator[Path]:
+        return (one for one in folder.iterdir() if COPY.fullmatch(one.name) and one.is_dir())
+
+
+def used(copy: Path) -> float:
+    """When a copy was last searched."""
+    return copy.stat().st_mtime
+
+
+def newest_version(location: Remote) -> tuple[int, str]:
+    """The number of the newest version of the index at `location` and its manifest's e-tag, by listing the manifests.
+
+    Raises:
+        StorageError: see `location.storage_errors`.
+        InputError: there is no index.
+    """
+    with storage_errors(location):
+        store = open_objects(location)
+        objects = [one for batch in store.list(f"{TABLE}.lance/_versions") for one in batch]
+    versions = []
+    for one in objects:
+        if (found := MANIFEST.fullmatch(one["path"].rpartition("/")[2])) is not None:
+            number = int(found[1])
+            version = NEWEST_FIRST - number if len(found[1]) == len(str(NEWEST_FIRST)) else number
+            versions.append((version, one.get("e_tag") or ""))
+    if not versions:
+        raise InputError(f"{location} is not a search-r3 index; give the location that `search-r3 index` wrote")
+    return max(versions)
