@@ -1,6 +1,6 @@
 """What each mode of a query costs: direct, in latent steps, after reading, with reasoning; one query and 32 at once.
 
-    python benchmarks/query_modes.py --engine int8                    # 3 minutes
+    python benchmarks/query_modes.py --engine int8                    # 2 minutes
     python benchmarks/query_modes.py --model MODEL --modes off latent
     python benchmarks/query_modes.py --tiny                           # random weights; writes no result
 
@@ -41,7 +41,7 @@ def main() -> None:
             figures = measure(model, queries, passages, options)
     else:
         dataset = load_beir(find_dataset(options.dataset, options.data))
-        queries = sorted(dataset.queries.values(), key=len)[:: max(1, len(dataset.queries) // 64)][:64]
+        queries = sorted(dataset.queries.values(), key=len)[:: max(1, len(dataset.queries) // 32)][:32]
         passages = [document.full_text for document in list(dataset.corpus.values())[:4]]
         model = SearchR3.from_pretrained(options.model, device="cpu", engine=options.engine, dtype=options.dtype)
         figures = measure(model, queries, passages, options)
@@ -106,10 +106,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
-    parser.add_argument("--dataset", default="cosqa", help="64 of its queries, and its first four documents")
+    parser.add_argument("--dataset", default="cosqa", help="32 of its queries, and its first four documents")
     parser.add_argument("--data", type=Path, help="folder of BEIR data sets; by default SEARCH_R3_DATA")
     parser.add_argument("--budget", type=int, default=32, help="reasoning tokens")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a random two-layer model")
     parser.add_argument("--json", dest="output", type=Path, help="where to write (default: results/benchmarks)")
     options = parser.parse_args()
