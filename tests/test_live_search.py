@@ -243,7 +243,7 @@ def test_ask_without_a_question_searches_while_one_types(
 
     monkeypatch.setattr("search_r3.cli.live_view.LiveView", view)
     assert main(["ask", str(tmp_path / "notes"), "--model", str(tiny_model), "--no-reasoning"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'notes/tides.md'}:1\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'notes/tides.md'}:3\n"
     assert main(["ask", str(tmp_path / "notes"), "--model", str(tiny_model), "--no-reasoning"]) == 0  # now up to date
     assert taken[0].hits == taken[1].hits
 

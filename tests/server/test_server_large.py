@@ -116,9 +116,9 @@ def test_work_of_clients_that_left_is_dropped_before_it_begins(tiny: SearchR3, m
     tokenized: list[int] = []
     read_texts = embeddings.read_texts
 
-    def counting(tokenizer: Any, texts: Any, *rest: Any) -> Any:
+    def counting(tokenizer: Any, texts: Any, *rest: Any, **options: Any) -> Any:
         tokenized.append(len(texts))
-        return read_texts(tokenizer, texts, *rest)
+        return read_texts(tokenizer, texts, *rest, **options)
 
     monkeypatch.setattr(embeddings, "read_texts", counting)
     with running(lambda: Loaded.of(tiny)) as server:
@@ -143,7 +143,7 @@ def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
     go, reached, ended = threading.Event(), threading.Event(), threading.Event()
     read_texts = embeddings.read_texts
 
-    def slow(tokenizer: Any, texts: Any, limit: Any, between: Callable[[int], None], *rest: Any) -> Any:
+    def slow(tokenizer: Any, texts: Any, limit: Any, between: Callable[[int], None], *rest: Any, **options: Any) -> Any:
         def waiting(tokens: int) -> None:
             reached.set()
             assert go.wait(60)
@@ -153,7 +153,7 @@ def test_work_of_a_client_that_leaves_meanwhile_ends_between_two_texts(
                 ended.set()
                 raise
 
-        return read_texts(tokenizer, texts, limit, waiting, *rest)
+        return read_texts(tokenizer, texts, limit, waiting, *rest, **options)
 
     monkeypatch.setattr(embeddings, "read_texts", slow)
     with running(lambda: Loaded.of(tiny)) as server:

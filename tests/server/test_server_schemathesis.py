@@ -30,8 +30,8 @@ SMALL = {"max_items": 4, "max_request_tokens": 200, "max_reasoning_tokens": 8, "
 @pytest.mark.parametrize(
     ("settings", "index", "operations", "phases"),
     [
-        pytest.param({"writable": True}, True, 17, "examples,coverage", id="everything"),
-        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 17, "examples", id="keys"),
+        pytest.param({"writable": True}, True, 18, "examples,coverage", id="everything"),
+        pytest.param({"writable": True, "api_keys": (KEY,)}, True, 18, "examples", id="keys"),
         pytest.param({}, False, 12, "examples", id="no index"),
     ],
 )

@@ -104,7 +104,7 @@ def test_python_that_does_not_parse_is_cut_like_other_code():
 
 def test_small_documents_stay_whole_under_their_own_id():
     (chunk,) = chunks("# A\n\nb\n\n# C\n\nd\n", "markdown")
-    assert (chunk.id, chunk.title, chunk.start_line, chunk.end_line) == ("doc", "doc.md", 1, 7)
+    assert (chunk.id, chunk.title, chunk.start_line, chunk.end_line) == ("doc", "A", 1, 7)
 
 
 def test_a_long_paragraph_is_cut_between_sentences():
