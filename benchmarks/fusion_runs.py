@@ -23,19 +23,15 @@ from common import RESULTS, finish, rounded, say
 from search_r3.data.beir import BeirDataset, load_beir
 from search_r3.data.dev_pools import POOLS, dev_set
 from search_r3.data.io.find_dataset import find_dataset
+from search_r3.evaluation.fusion_tuning import METHODS, SPANS, STEP
 from search_r3.evaluation.runs import read_run
 from search_r3.hybrid_fusion import query_features
 from search_r3.metrics import run_ndcg
 from search_r3.model.adaptive_reasoning import GainRegression
 from search_r3.rank_fusion import VECTOR_WEIGHT, Fusion, fuse
 
-METHODS: tuple[Fusion, ...] = ("linear", "dbsf", "rsf")
 WEIGHTS = (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 """Of the vectors."""
-STEP = 0.2
-"""A query's gain is nDCG@10 with so much more weight on the vectors minus that with so much less."""
-SPANS = (0.1, 0.2, 0.3)
-"""How far the weight by query may move from the constant one."""
 TESTS = {
     "cosqa": "test", "scifact": "test", "nfcorpus": "test", "cisi": "test", "cranfield": "test", "s2_search": "test",
     "mkqa/en": "test", "hotpotqa": "dev", "hotpotqa_more": "dev", "entailmentbank": "dev", "strategyqa": "dev",

@@ -170,11 +170,7 @@ def _save(found: Adaptation, into: Path, record: dict[str, Any], parts: QuerySpl
 
 
 def _counts(parts: QuerySplit, documents: int) -> str:
-    said = f"{documents:,} documents; {len(parts.train):,} queries to train on, {len(parts.held_out):,} held out"
-    if parts.near_copies:
-        said += f"; {parts.near_copies:,} left out as near copies of held-out or excluded queries"
-    if parts.without_documents:
-        said += f"; {parts.without_documents:,} left out, as none of their documents is in the index"
+    said = f"{documents:,} documents; {parts.describe('to train on')}"
     if parts.unknown_documents:
         said += f"; {parts.unknown_documents:,} relevant documents are not in the index"
     return said

@@ -28,7 +28,7 @@ from search_r3.cli.options import (
 from search_r3.errors import InputError
 
 if TYPE_CHECKING:
-    from search_r3.data.judged_queries import JudgedQuery, QuerySplit
+    from search_r3.data.judged_queries import JudgedQuery
     from search_r3.evaluation.fusion_tuning import FusionTuning, QueryLists
     from search_r3.index.search_index import SearchIndex
 
@@ -96,7 +96,7 @@ def tune(
     excluded = [text for other in exclude or () for text in read_query_texts(other, data)]
     judged = read_judged_queries(queries, split, data)
     parts = split_queries(judged, {name for name, _, _ in opened.backend.listed()}, hold_out, excluded)
-    print_progress(counts(parts))
+    print_progress(parts.describe("to choose on"))
     reader = load(
         model or model_of_index(opened.info.model_name, opened.info.model_source, index), device, dtype, engine
     )
@@ -161,16 +161,6 @@ def search_lists(
         with_reasoning, _ = scores(f"{query.text} {trace.text}", None, mode="text")
     advance(1)
     return QueryLists(query.id, query.text, cosines, bm25, with_reasoning, query.relevant)
-
-
-def counts(parts: QuerySplit) -> str:
-    """How many queries are used, and what was left out."""
-    said = f"{len(parts.train):,} queries to choose on, {len(parts.held_out):,} held out"
-    if parts.near_copies:
-        said += f"; {parts.near_copies:,} left out as near copies of held-out or excluded queries"
-    if parts.without_documents:
-        said += f"; {parts.without_documents:,} left out, as none of their documents is in the index"
-    return said
 
 
 def table(found: FusionTuning) -> list[str]:

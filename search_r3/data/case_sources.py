@@ -35,8 +35,9 @@ def learn_truecaser(
     sets = [load_beir(find_dataset(name, data_root)) for name in corpora]
     documents = [document for dataset in sets for document in dataset.corpus.values()]
     texts = [document.text for document in documents]
+    read = read_pairs(pairs) if pairs and kinds else []
     for kind in kinds:
-        found = [pair.positive for pair in read_pairs(pairs) if pair.source.split(":")[0] == kind] if pairs else []
+        found = [pair.positive for pair in read if pair.source.split(":")[0] == kind]
         if not found:
             raise InputError(f"{pairs or 'no file of pairs'} has no pair of kind {kind!r}; name a kind of its sources")
         texts += found

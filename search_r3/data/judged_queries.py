@@ -48,6 +48,15 @@ class QuerySplit:
     without_documents: int
     unknown_documents: int
 
+    def describe(self, purpose: str) -> str:
+        """How many queries are used, `purpose` being "to train on", and which were left out."""
+        said = f"{len(self.train):,} queries {purpose}, {len(self.held_out):,} held out"
+        if self.near_copies:
+            said += f"; {self.near_copies:,} left out as near copies of held-out or excluded queries"
+        if self.without_documents:
+            said += f"; {self.without_documents:,} left out, as none of their documents is in the index"
+        return said
+
 
 def read_judged_queries(
     path: str | Path, split: str = "train", data_root: str | Path | None = None

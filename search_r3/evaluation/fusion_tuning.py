@@ -15,7 +15,7 @@ import numpy as np
 
 from search_r3.hybrid_fusion import HybridFusion, WeightRule, query_features
 from search_r3.metrics import dcg
-from search_r3.model.adaptive_reasoning import FOLDS, GainRegression
+from search_r3.model.adaptive_reasoning import GainRegression
 from search_r3.rank_fusion import Fusion, Scores, fuse
 
 K = 10
@@ -129,11 +129,8 @@ def _best_constant(
     train: Sequence[QueryLists], document_of: Mapping[str, str], progress: Callable[[int], None]
 ) -> tuple[HybridFusion, dict[str, float]]:
     """The best method and weight, and the mean nDCG@10 of each method at its best weight."""
-    reasoned = [False, True] if any(one.bm25_reasoning is not None for one in train) else [False]
     found: dict[str, tuple[float, HybridFusion]] = {}
-    kinds: list[tuple[Fusion, float]] = [*product(METHODS, WEIGHTS), ("rrf", WEIGHTS[-1])]
-    for words, (method, weight) in product(reasoned, kinds):
-        fusion = HybridFusion(method, weight, reasoning_words=words)
+    for fusion in _constant_fusions(train):
         value = float(_ndcg([fused_documents(one, fusion, document_of) for one in train], train).mean())
         name = _name(fusion)
         if name not in found or value > found[name][0]:
@@ -145,8 +142,13 @@ def _best_constant(
 
 def candidates(train: Sequence[QueryLists]) -> int:
     """The number of constant fusions that `tune_fusion` measures."""
-    kinds = len(METHODS) * len(WEIGHTS) + 1
-    return kinds * (2 if any(one.bm25_reasoning is not None for one in train) else 1)
+    return len(_constant_fusions(train))
+
+
+def _constant_fusions(train: Sequence[QueryLists]) -> list[HybridFusion]:
+    reasoned = [False, True] if any(one.bm25_reasoning is not None for one in train) else [False]
+    kinds: list[tuple[Fusion, float]] = [*product(METHODS, WEIGHTS), ("rrf", WEIGHTS[-1])]
+    return [HybridFusion(method, weight, reasoning_words=words) for words, (method, weight) in product(reasoned, kinds)]
 
 
 def _by_query(
@@ -170,32 +172,19 @@ def _by_query(
     if int((np.abs(gain_Q) > 1e-9).sum()) < MIN_DIFFERENT:
         return None
     features_QF = np.array([query_features(one.text, one.cosines, words) for one, words in lists])
-    share_Q = _unseen_shares(features_QF, gain_Q)
-    best: tuple[float, float] | None = None
-    for span in SPANS:
-        low, high = max(middle - span, 0.0), min(middle + span, 1.0)
-        value = float(at([low + (high - low) * share for share in share_Q]).mean())
-        if best is None or value > best[0]:
-            best = value, span
-    assert best is not None
-    if best[0] < values[_name(constant)] + RULE_GAIN:
+    share_Q = 0.5 * (
+        1.0 + np.tanh(0.5 * GainRegression.unseen_logits(features_QF, gain_Q, seed=0))
+    )  # the logistic function
+    ranges = [(max(middle - span, 0.0), min(middle + span, 1.0)) for span in SPANS]
+    reached = [float(at([low + (high - low) * share for share in share_Q]).mean()) for low, high in ranges]
+    best = max(reached)
+    if best < values[_name(constant)] + RULE_GAIN:
         return None
     whole = GainRegression.fit(features_QF, gain_Q)
-    low, high = max(middle - best[1], 0.0), min(middle + best[1], 1.0)
+    low, high = ranges[reached.index(best)]
     weights, mean, scale = (tuple(part.tolist()) for part in (whole.weights_F, whole.mean_F, whole.scale_F))
     rule = WeightRule(weights, mean, scale, whole.bias, round(low, 4), round(high, 4))
-    return replace(constant, rule=rule), best[0]
-
-
-def _unseen_shares(features_QF: np.ndarray, gain_Q: np.ndarray) -> np.ndarray:
-    """P(more weight on the vectors is better) by models that had not seen the query, (Q,)."""
-    share_Q = np.empty(len(gain_Q))
-    fold_Q = np.random.default_rng(0).permutation(len(gain_Q)) % FOLDS
-    for fold in range(FOLDS):
-        test_Q = fold_Q == fold
-        model = GainRegression.fit(features_QF[~test_Q], gain_Q[~test_Q])
-        share_Q[test_Q] = 0.5 * (1.0 + np.tanh(0.5 * model.logits(features_QF[test_Q])))
-    return share_Q
+    return replace(constant, rule=rule), best
 
 
 def _ndcg(orders: Sequence[Sequence[str]], queries: Sequence[QueryLists]) -> np.ndarray:

@@ -107,12 +107,7 @@ class AdaptiveRule:
                 f"reasoning changed {different} of {len(gains_Q)} queries; the rule needs at least {MIN_DIFFERENT}: "
                 "give more dev queries"
             )
-        unseen_Q = np.empty(len(gains_Q))
-        folds_Q = np.random.default_rng(seed).permutation(len(gains_Q)) % FOLDS
-        for fold in range(FOLDS):
-            test_Q = folds_Q == fold
-            model = GainRegression.fit(features_QF[~test_Q], gains_Q[~test_Q])
-            unseen_Q[test_Q] = model.logits(features_QF[test_Q])
+        unseen_Q = GainRegression.unseen_logits(features_QF, gains_Q, seed)
         whole = GainRegression.fit(features_QF, gains_Q)
         count = _fewest(unseen_Q, gains_Q, target)
         seen_Q = np.sort(whole.logits(features_QF))[::-1]
@@ -241,6 +236,17 @@ class GainRegression:
     def logits(self, features_QF: np.ndarray) -> np.ndarray:
         """The logit of P(gain > 0) for each query, float64 (Q,)."""
         return (features_QF - self.mean_F) / self.scale_F @ self.weights_F + self.bias
+
+    @classmethod
+    def unseen_logits(cls, features_QF: np.ndarray, gains_Q: np.ndarray, seed: int) -> np.ndarray:
+        """`logits` of each query by a model fitted without it, in a cross-validation of FOLDS, float64 (Q,)."""
+        unseen_Q = np.empty(len(gains_Q))
+        folds_Q = np.random.default_rng(seed).permutation(len(gains_Q)) % FOLDS
+        for fold in range(FOLDS):
+            test_Q = folds_Q == fold
+            model = cls.fit(features_QF[~test_Q], gains_Q[~test_Q])
+            unseen_Q[test_Q] = model.logits(features_QF[test_Q])
+        return unseen_Q
 
     @classmethod
     def fit(cls, features_QF: np.ndarray, gains_Q: np.ndarray) -> GainRegression:
