@@ -94,6 +94,19 @@ def test_a_budget_chosen_before_the_server_says_what_it_allows_stays(site: Runni
     page.close()
 
 
+def test_a_field_that_is_being_filled_in_keeps_the_focus_when_the_page_is_ready(site: Running, browser: Any) -> None:
+    page = browser.new_page()
+    page.route("**/openapi.json", lambda route: (page.focus("#k"), route.continue_()))
+    page.goto(site.url)
+    page.locator("#empty").wait_for()
+    assert page.evaluate("document.activeElement.id") == "k"
+    page.unroute("**/openapi.json")
+    page.reload()
+    page.locator("#empty").wait_for()
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.close()
+
+
 def test_files_are_sent_with_a_policy_that_lets_nothing_else_run(site: Running) -> None:
     scripts = [f"/{file.name}" for file in sorted(PAGE.glob("*.js")) if file.name != "api.js"]  # that of /docs
     assert "/page.js" in scripts

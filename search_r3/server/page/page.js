@@ -403,7 +403,7 @@ async function load() {
     if ($("question").value.trim() && location.search) start({ push: false });
     else {
       $("empty").hidden = false;
-      $("question").focus();
+      if (document.activeElement === document.body) $("question").focus(); // not away from a field being filled in
     }
   } catch (problem) {
     $("status").textContent = "";
