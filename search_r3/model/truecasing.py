@@ -37,8 +37,11 @@ _SMALL_IN_NAMES = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", 
 _TOKEN = re.compile(r"\S+")
 _WORD = re.compile(r"(?=[^\W_]*[^\W\d_])[^\W_]+(?:['’][^\W_]+)?")
 """Letters and digits with at least one letter before an apostrophe: "genghis", "p53", "don't"."""
+_POSSESSIVES = ("'s", "’s")
 _CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
 """What is in no word of prose: such tokens keep their case."""
+_SENTENCE = re.compile(r"(?:\w\w\.|[!?])['\"’”)]?\s+['\"‘“(]?$")
+"""What stands before the first word of another sentence, but not "e.g. "."""
 _BREAKS = re.compile(r"[.!?:;|(\[\"“”\n-]")
 """What a word may stand behind with a capital that is not its own."""
 
@@ -65,8 +68,7 @@ class Truecaser:
     def __call__(self, query: str) -> str:
         """`query` with the usual case of its words if it is in one case (`in_one_case`), else `query` itself.
 
-        The first word gets a capital, as in a sentence. Words with underscores or other signs of code keep their
-        case.
+        The first word of each sentence gets a capital. Words with underscores or other signs of code keep their case.
         """
         if not in_one_case(query):
             return query
@@ -77,14 +79,18 @@ class Truecaser:
             left = lowered[i - 1] if i and _adjacent(query, places[i - 1][1], start) else ""
             right = lowered[i + 1] if i + 1 < len(places) and _adjacent(query, end, places[i + 1][0]) else ""
             spelled = self.spelling(lowered[i], left, right)
-            pieces += [query[at:start], spelled[:1].title() + spelled[1:] if i == 0 and start == 0 else spelled]
+            begins = start == 0 or _SENTENCE.search(query, max(0, start - 10), start) is not None
+            pieces += [query[at:start], spelled[:1].title() + spelled[1:] if begins else spelled]
             at = end
         return "".join([*pieces, query[at:]])
 
     def spelling(self, word: str, left: str = "", right: str = "") -> str:
-        """The case of a lower-case word between two others ("" for none)."""
-        beside = self.after.get((left, word)) or self.before.get((word, right))
-        return beside or self.words.get(word, word)
+        """The case of a lower-case word between two others ("" for none); that of "khan's" is that of "khan" if nothing
+        else is known."""
+        spelled = self.after.get((left, word)) or self.before.get((word, right)) or self.words.get(word)
+        if spelled is None and word.endswith(_POSSESSIVES):
+            return self.spelling(word[:-2], left) + word[-2:]
+        return spelled or word
 
     @classmethod
     def learn(

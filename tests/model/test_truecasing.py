@@ -54,6 +54,16 @@ class TestWords:
         assert truecaser.spelling("white") == "white"
         assert truecaser.spelling("white", right="house") == "White"
 
+    def test_every_sentence_begins_with_a_capital(self, truecaser: Truecaser) -> None:
+        assert truecaser('a khan died. (he rode on) who? "nobody" knows e.g. so') == (
+            'A Khan died. (He rode on) who? "Nobody" knows e.g. so'
+        )
+
+    def test_a_possessive_is_written_as_the_word_itself(self, truecaser: Truecaser) -> None:
+        assert truecaser("genghis khan's horse and hungary’s snow, it's dna's") == (
+            "Genghis Khan's horse and Hungary’s snow, it's DNA's"
+        )
+
     def test_code_keeps_its_case(self, truecaser: Truecaser) -> None:
         assert truecaser("hungary.khan() and dna_of genghis/khan") == "hungary.khan() and dna_of genghis/khan"
 
