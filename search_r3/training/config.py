@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from search_r3 import config
 from search_r3.config import Config, at_least, require
+from search_r3.hints import refuse_unknown
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""What `loop.report_to` can name."""
 RENAMED_KEYS: dict[str, dict[str, str]] = {
     "SFTConfig": {
         "start_from": "init_adapter",
@@ -106,6 +109,13 @@ class LoopConfig:
     them; the decay is lower at first: min(ema, (1 + step) / (10 + step)). 0: no average."""
     log_every: int = 1
     """Steps between two records in log.jsonl."""
+    report_to: str | list[str] = "auto"
+    """Trackers that get the figures of log.jsonl as well: tensorboard, wandb, trackio or mlflow, or a list of these;
+    "auto" is TensorBoard if it is installed, "all" those that are installed, "none" none."""
+    project: str = "search-r3"
+    """The project in W&B and Trackio, the experiment in MLflow."""
+    run_name: str | None = None
+    """The run's name in its trackers; null is the name of its folder."""
     time_limit_minutes: float | None = None
     """Stop after this many minutes, with a checkpoint to resume from; the schedule is unaffected. Each start of the run
     has the whole limit."""
@@ -130,6 +140,10 @@ class LoopConfig:
             "1 or more where patience is above 0, as patience counts evaluations",
         )
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        alone = named in (["auto"], ["all"], ["none"])
+        refuse_unknown(() if alone else named, TRACKERS, "report_to", "tracker")
+        require(bool(self.project.strip()), "project", self.project, "a name")
         limit = self.time_limit_minutes
         require(limit is None or limit > 0, "time_limit_minutes", limit, "above 0, or null for no limit")
 

@@ -46,9 +46,10 @@ from search_r3.training.run_checkpoint import (
     trainable,
     write_checkpoint,
 )
-from search_r3.training.run_folder import open_run, run_lock
+from search_r3.training.run_folder import flat_settings, open_run, run_lock
 from search_r3.training.schedule import learning_rate_at, seed_step
 from search_r3.training.stop_signals import StopSignals
+from search_r3.training.trackers import Trackers, check_installed, tracker_names
 from search_r3.training.training_log import Report
 from search_r3.training.weight_average import WeightAverage
 
@@ -159,10 +160,10 @@ def run_training(
     """Train `task.module` and write `output/adapter`; resume from the last checkpoint if there is one.
 
     Written to `output`: `adapter/` (final), `best/` (best validation metric so far), `checkpoints/`, `log.jsonl`,
-    `config.json`, `finished.json` (written when all steps are done or `patience` is exhausted, with the reason)
-    and `tensorboard/` (if installed). A task may have a method `nothing_to_learn`, see `learning_signal`, and a method
-    `collapsed(metrics) -> str | None`, which gets a step's metrics over all processes (None when a run starts or
-    resumes) and says why what it trains has collapsed.
+    `config.json`, `finished.json` (written when all steps are done or `patience` is exhausted, with the reason) and
+    what the trackers of `report_to` write (by default `tensorboard/`, if it is installed). A task may have a method
+    `nothing_to_learn`, see `learning_signal`, and a method `collapsed(metrics) -> str | None`, which gets a step's
+    metrics over all processes (None when a run starts or resumes) and says why what it trains has collapsed.
 
     Args:
         resume: False removes what an earlier run wrote to `output` and starts over.
@@ -215,12 +216,13 @@ def prepare_run(
         raise InputError("the model has no trainable parameter; attach an adapter, or unfreeze some weights")
     if config.patience and best_metric is None:
         raise InputError(_missing_validation_set(config.patience))
+    check_installed(config.report_to)
 
     checkpoint: Path | None = None
     finished: str | None = None
+    settings = {**describe, "loop": to_dict(config), "processes": accelerator.num_processes}
     if accelerator.is_main_process:
         stack.enter_context(run_lock(output))
-        settings = {**describe, "loop": to_dict(config), "processes": accelerator.num_processes}
         defaults = {**defaults, "loop": default_values(LoopConfig)}
         checkpoint, finished = open_run(output, settings, config, resume, defaults)
     checkpoint, finished = broadcast_object_list([checkpoint, finished])
@@ -248,6 +250,7 @@ def prepare_run(
         Report(
             output, steps=config.steps, start=state.step if state else 0, log_every=config.log_every,
             headline=best_metric, active=accelerator.is_main_process,
+            trackers=_trackers(config, output, settings, state.step if state else 0),
         )
     )  # fmt: skip
     if checkpoint is not None:
@@ -426,6 +429,17 @@ def finish_run(run: Run) -> None:
     run.accelerator.wait_for_everyone()
     if failure:
         raise InputError(failure)
+
+
+def _trackers(config: LoopConfig, output: Path, settings: dict[str, Any], start: int) -> Trackers:
+    return Trackers(
+        tracker_names(config.report_to),
+        output,
+        project=config.project,
+        run_name=config.run_name or output.resolve().name,
+        settings=flat_settings(settings),
+        start=start,
+    )
 
 
 def _mean_over_processes(accelerator: Accelerator, metrics: dict[str, float]) -> dict[str, float]:

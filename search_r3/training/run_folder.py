@@ -17,6 +17,7 @@ from search_r3.errors import InputError
 from search_r3.files import atomic_write_text, remove_leftovers
 from search_r3.training.config import LoopConfig, with_present_keys
 from search_r3.training.run_checkpoint import newest_checkpoint, read_finished
+from search_r3.training.trackers import RUNS_FILE
 from search_r3.training.training_log import truncate_log
 
 FREE_KEYS = frozenset(
@@ -27,14 +28,17 @@ FREE_KEYS = frozenset(
         "evaluate_every",
         "evaluate_first",
         "log_every",
+        "report_to",
+        "project",
+        "run_name",
         "patience",
         "stop_on_collapse",
         "time_limit_minutes",
     )
 ) | {"trained_on", "processes"}
 """Settings that may differ when a run is resumed, because they change no weight (the training data have a hash)."""
-WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json")
-"""What a run writes, apart from its checkpoints and TensorBoard's files."""
+WRITTEN = ("adapter", "best", "config.json", "log.jsonl", "finished.json", RUNS_FILE)
+"""What a run writes, apart from its checkpoints and the trackers' own files."""
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def finished_reason(output: Path, config: LoopConfig) -> str | None:
 def _clear(output: Path) -> None:
     for name in ("checkpoints", "best", "adapter", "tensorboard"):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("log.jsonl", "config.json", "finished.json"):
+    for name in ("log.jsonl", "config.json", "finished.json", RUNS_FILE):
         (output / name).unlink(missing_ok=True)
 
 
@@ -113,10 +117,10 @@ def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, 
     now = json.loads(json.dumps(settings))
     path = output / "config.json"
     if begun and path.exists():
-        new = _flat(now)
-        begun_with = with_present_keys(_flat(json.loads(path.read_text(encoding="utf-8"))), new)
+        new = flat_settings(now)
+        begun_with = with_present_keys(flat_settings(json.loads(path.read_text(encoding="utf-8"))), new)
         # A version without a key behaved as the key's default does.
-        known = {key: value for key, value in _flat(json.loads(json.dumps(defaults))).items() if key in new}
+        known = {key: value for key, value in flat_settings(json.loads(json.dumps(defaults))).items() if key in new}
         old = known | begun_with
         free = FREE_KEYS | ({"loop.steps"} if old.get("loop.schedule") == "constant" else set())
         for key in sorted(set(old) | set(new)):
@@ -128,8 +132,9 @@ def _check_same_run(output: Path, settings: dict[str, Any], defaults: dict[str, 
     atomic_write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as "section.key" -> value."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

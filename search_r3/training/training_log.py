@@ -1,8 +1,8 @@
-"""The output of a training run: log.jsonl, TensorBoard if it is installed, and a progress bar or plain lines.
+"""The output of a training run: log.jsonl, its trackers, and a progress bar or plain lines.
 
 One JSON object per line: `{"step", "loss", "terms", "lr", "grad_norm", "seconds", "memory_gib", ...}` after a step, and
 `{"step", "dev", "seconds"}` for an evaluation after that many steps, with "stopped" if it ended the run early.
-Only the main process reports. TensorBoard gets the same numbers as the log, as `train/NAME` and `dev/NAME`.
+Only the main process reports. Trackers get the same numbers as the log, as `train/NAME` and `dev/NAME`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from search_r3.files import atomic_write_text
 from search_r3.progress import make_bar, on_terminal
+from search_r3.training.trackers import Trackers
 
 try:
     import resource
@@ -63,20 +64,29 @@ class Report:
     """
 
     def __init__(
-        self, output: Path, *, steps: int, start: int, log_every: int, headline: str | None, active: bool
+        self,
+        output: Path,
+        *,
+        steps: int,
+        start: int,
+        log_every: int,
+        headline: str | None,
+        active: bool,
+        trackers: Trackers | None = None,
     ) -> None:
         self._output, self._steps, self._start, self._log_every = output, steps, start, log_every
         self._headline = headline  # the dev metric shown in the bar; None shows the first
         self._active = active
         self._log: TextIO | None = None
-        self._board: Any = None
+        self._trackers = trackers if active else None
         self._bar: Any = None
         self._dev: dict[str, float] = {}
 
     def __enter__(self) -> Report:
         if self._active:
+            if self._trackers is not None:
+                self._trackers.open()
             self._log = open(self._output / "log.jsonl", "a", encoding="utf-8")
-            self._board = _tensorboard(self._output / "tensorboard", self._start)
             if on_terminal():
                 from rich.progress import TextColumn
 
@@ -88,10 +98,10 @@ class Report:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._board is not None:
-            self._board.close()
         if self._log is not None:
             self._log.close()
+        if self._trackers is not None:
+            self._tell(self._trackers.close())
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar, or to stderr without one."""
@@ -137,18 +147,13 @@ class Report:
         self._log.flush()
 
     def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
+        if self._trackers is not None:
+            self._tell(self._trackers.log(group, values, step))
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.say(line)
 
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder, purge_step=start + 1 if start else 0)

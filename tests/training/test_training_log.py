@@ -1,4 +1,4 @@
-"""What a run tells: every figure is in the log and on the board."""
+"""What a run tells: every figure is in the log and in its trackers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from search_r3.training.trackers import Trackers, tracker_names
 from search_r3.training.training_log import Report, peak_memory_gib
 
 STEP = {"step": 1, "loss": 2.5, "tokens": 100.0, "tokens_per_second": 50.0,
@@ -16,7 +17,12 @@ DEV = {"cosqa.off": 0.5, "cosqa.uniformity": -1.5, "distinct": 0.75}
 
 
 def test_log_and_tensorboard_get_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Report(tmp_path, steps=1, start=0, log_every=1, headline="cosqa.off", active=True) as report:
+    trackers = Trackers(
+        tracker_names("auto"), tmp_path, project="search-r3", run_name="run", settings={"steps": 1}, start=0
+    )
+    with Report(
+        tmp_path, steps=1, start=0, log_every=1, headline="cosqa.off", active=True, trackers=trackers
+    ) as report:
         report.step(STEP)
         report.dev(1, DEV, 4.0)
     step, dev = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
@@ -46,7 +52,8 @@ def test_peak_memory_is_in_gib() -> None:
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    with Report(tmp_path, steps=1, start=0, log_every=1, headline=None, active=False) as report:
+    trackers = Trackers(["tensorboard"], tmp_path, project="p", run_name="r", settings={}, start=0)
+    with Report(tmp_path, steps=1, start=0, log_every=1, headline=None, active=False, trackers=trackers) as report:
         report.step(STEP)
         report.dev(1, DEV, 4.0)
     assert list(tmp_path.iterdir()) == []

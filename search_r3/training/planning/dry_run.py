@@ -342,6 +342,7 @@ def shrunk_recipe(config: Any, folder: Path, whole: bool) -> Any:
         precision = "bf16" if whole else "no"  # most CPUs emulate bf16
     loop = replace(
         config.loop, steps=1, evaluate_every=0, checkpoint_every=0, patience=0, time_limit_minutes=None,
+        report_to="none",
         mixed_precision=precision, warmup_steps=0, gradient_accumulation=1,
     )  # fmt: skip
     common: dict[str, Any] = {"output": str(folder / "run"), "dev": [], "loop": loop}
