@@ -27,7 +27,7 @@ from search_r3.evaluation.given_reasoning import FILE as REASONING_FILE
 from search_r3.evaluation.given_reasoning import UPPER_BOUNDS, WRITTEN, GivenReasoning, check_reasoning_files
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
-from search_r3.evaluation.records import finished_record, ignored_ids
+from search_r3.evaluation.records import MAX_LISTED, finished_record, ignored_ids, unjudged_copies
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, SearchR3System, System, check_modes, check_spec, open_systems
 from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
@@ -45,7 +45,6 @@ VARIANT_RECORDS = "query_variants"
 CONTROL_RECORDS = "controls"
 """The folder for records of controls, which the tables of results do not include either."""
 FORMAT = 1
-MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,8 @@ def progress_line(record: dict[str, Any], fresh: bool) -> str:
 
 def remarks(record: dict[str, Any]) -> list[str]:
     """What a reader of a metrics record must know about its data: missing and empty documents, which no system can
-    find; queries without an answer, which count as 0; and queries that are documents of the corpus."""
+    find; queries without an answer, which count as 0; queries that are documents of the corpus; and unjudged copies of
+    relevant documents."""
     missing, empty, unanswered = (
         record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
     )
@@ -223,6 +223,12 @@ def remarks(record: dict[str, Any]) -> list[str]:
         lines.append(
             f"{inside:,} queries are documents of the corpus, by id and text, and find themselves; "
             "--ignore-identical-ids leaves these out"
+        )
+    if copies := record.get("num_unjudged_copies", 0):
+        lines.append(
+            f"{copies:,} documents are copies of a relevant document ({', '.join(record['unjudged_copies'][:3])}"
+            f"{', ...' if copies > 3 else ''}) without a judgment, and count as not relevant, for "
+            f"{record['num_queries_with_unjudged_copies']:,} queries"
         )
     return lines
 
@@ -274,6 +280,7 @@ def evaluate_system(
         "num_missing_documents": len(measured.missing_documents),
         "missing_documents": measured.missing_documents[:MAX_LISTED],
         **_own_ids(dataset),
+        **unjudged_copies(dataset),
         "max_length": system.identity.get("max_length"),
         "dtype": system.identity.get("dtype"),
         "contract_hash": system.identity.get("contract_hash"),

@@ -135,6 +135,10 @@ def _caption(records: Sequence[dict[str, Any]]) -> str:
         listed = "; ".join(f"{r['system']} for {r['num_missing_queries']:,} of {r['dataset']}" for r in unanswered)
         lines.append(f"Queries without an answer, which count as 0: {listed}.")
     lines += _identical_ids(records)
+    copies = {r["dataset"]: r["num_unjudged_copies"] for r in records if r.get("num_unjudged_copies")}
+    if copies:
+        listed = "; ".join(f"{count:,} of {name}" for name, count in copies.items())
+        lines.append(f"Copies of relevant documents without a judgment, which count as not relevant: {listed}.")
     lines += [
         f"Documents: {_grouped(records, _cut)}.",
         f"Machines: {_grouped(records, _machine)}.",
