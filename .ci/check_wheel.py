@@ -22,7 +22,7 @@ from search_r3.model.resolve import DEFAULT_ADAPTER, PACKAGED
 PACKAGE = Path(search_r3.__file__).parent
 FILES = (
     *(f"adapters/{name}/adapter_model.safetensors" for name in PACKAGED),
-    f"adapters/{DEFAULT_ADAPTER}/truecaser.json",
+    f"adapters/{DEFAULT_ADAPTER}/query_normalizer.json",
     "py.typed",
     "model/engines/int8/calibration.txt",
     "server/page/index.html",

@@ -55,7 +55,7 @@ GROUPS = {
     "measure": ("evaluate", "study", "rollouts", "report", "tables"),
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",
-        "data truecaser", "data fresh"
+        "data query-normalizer", "data fresh"
     ),
     "train": ("train sft", "train grpo", "train average", "adapt", "plot", "card"),
     "share": ("models", "export", "push", "pull"),

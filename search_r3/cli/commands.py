@@ -16,9 +16,9 @@ from search_r3.cli.adapt import adapt
 from search_r3.cli.ask import ask
 from search_r3.cli.data import data_app
 from search_r3.cli.data_fresh import data_fresh
+from search_r3.cli.data_query_normalizer import data_query_normalizer
 from search_r3.cli.data_read import data_read
 from search_r3.cli.data_teacher import data_embed_teacher, data_select
-from search_r3.cli.data_truecaser import data_truecaser
 from search_r3.cli.encode import encode
 from search_r3.cli.evaluate import evaluate, tables
 from search_r3.cli.export import export, pull, push
@@ -160,7 +160,7 @@ def models(
 
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
-for name, data_command in (("read", data_read), ("truecaser", data_truecaser), ("fresh", data_fresh),
+for name, data_command in (("read", data_read), ("query-normalizer", data_query_normalizer), ("fresh", data_fresh),
                            ("embed-teacher", data_embed_teacher), ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
 COMMANDS = (adapt, ask, tune, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index,

@@ -121,9 +121,9 @@ def train_average_command(
         int | None,
         typer.Option(min=1, help="The average's rank: by default the largest of theirs; it is exact at their sum."),
     ] = None,
-    truecaser: Annotated[
+    query_normalizer: Annotated[
         Path | None,
-        typer.Option(help="A file made by data truecaser for the new adapter. With it, one adapter is enough."),
+        typer.Option(help="A file made by data query-normalizer for the new adapter. With it, one adapter is enough."),
     ] = None,
     dev: Annotated[
         list[str] | None,
@@ -154,7 +154,7 @@ def train_average_command(
 
     shares = None if weights is None else _numbers(weights)
     pools = [dev_pool(name, data, queries, documents) for name in dict.fromkeys(dev or ())]
-    made = average_adapters(adapters, into, shares, rank, truecaser)
+    made = average_adapters(adapters, into, shares, rank, query_normalizer)
     systems = [*adapters, str(into)]
     figures = [_direct_figures(name, pools, max_length, device, dtype) for name in systems] if pools else []
     means = [sum(found.values()) / len(found) for found in figures]

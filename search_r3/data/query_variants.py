@@ -16,6 +16,7 @@ import numpy as np
 from search_r3.data.stop_words import FUNCTION_WORDS
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
+from search_r3.model.keyboard import NEIGHBORS
 
 ORIGINAL = "original"
 """The name of a query as it is."""
@@ -23,7 +24,6 @@ TYPO_SHARE = 0.3
 """Of the words that are long enough, how many get a typo."""
 TYPO_LETTERS = 4
 """Letters of a word that may get one."""
-_KEY_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _PUNCTUATION = ".,;:?!\"'()[]{}…“”‘’«»„¿¡。，、；：？！「」『』（）"
 _FURTHER_STOP_WORDS = """
 about above after again against all also am aren't because before being below between both but can't cannot couldn't
@@ -161,20 +161,3 @@ def _misspelled(word: str, rng: np.random.Generator) -> str:
         other = neighbors[int(rng.integers(len(neighbors)))]
         return word[:place] + (other.upper() if letter.isupper() else other) + rest
     return word[:place] + (letter * 2 if kind == 2 else "") + rest
-
-
-def _neighbors() -> dict[str, str]:
-    """The keys beside each key of a QWERTY keyboard: of its row, and of the rows above and below."""
-    found: dict[str, str] = {}
-    for row, keys in enumerate(_KEY_ROWS):
-        for column, key in enumerate(keys):
-            near = [(row, column - 1), (row, column + 1)]
-            near += [(row - 1, column), (row - 1, column + 1), (row + 1, column - 1), (row + 1, column)]
-            found[key] = "".join(
-                _KEY_ROWS[r][c] for r, c in near if 0 <= r < len(_KEY_ROWS) and 0 <= c < len(_KEY_ROWS[r])
-            )
-    return found
-
-
-NEIGHBORS = _neighbors()
-"""Letter -> the letters beside it on a QWERTY keyboard."""

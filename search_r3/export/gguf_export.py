@@ -17,8 +17,8 @@ from search_r3.model.capitals import capitals_note
 from search_r3.model.checkpoint import write_record
 from search_r3.model.gguf_file import SIDES, OutType, write_gguf
 from search_r3.model.golden import GOLDEN_TEXTS
+from search_r3.model.query_normalizer import query_normalizer_note
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, DOCUMENTS, stop_ids
-from search_r3.model.truecasing import truecaser_note
 
 TOLERANCE: dict[OutType, float] = {"q8_0": 1e-2, "f16": 1e-3, "f32": 1e-3}
 """Largest accepted cosine distance from SearchR3's float32; llama.cpp keeps keys and values in float16."""
@@ -99,7 +99,7 @@ def usage(model: Any, outtype: OutType) -> list[str]:
         "`parse_special` false, and send `[prefix_ids + ids + suffix_ids]` in place of a text.",
         "",
         *capitals_note(model),
-        *truecaser_note(model),
+        *query_normalizer_note(model),
     ]
 
 

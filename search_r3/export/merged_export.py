@@ -18,8 +18,8 @@ from search_r3.export import gguf_export
 from search_r3.export.gguf_export import OutType, write_gguf_folder
 from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.capitals import capitals_note
+from search_r3.model.query_normalizer import query_normalizer_note
 from search_r3.model.searchr3 import DOCUMENTS
-from search_r3.model.truecasing import truecaser_note
 
 Format = Literal["safetensors", "sentence-transformers", "int8", "onnx", "gguf"]
 
@@ -171,7 +171,7 @@ def _loading(model: Any, format: Format) -> list[str]:
             "```",
             "",
             *capitals_note(model),
-            *truecaser_note(model),
+            *query_normalizer_note(model),
         ]
     return lines
 

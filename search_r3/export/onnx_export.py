@@ -22,9 +22,9 @@ from search_r3.files import atomic_write_text
 from search_r3.model.capitals import capitals_note
 from search_r3.model.checkpoint import write_record
 from search_r3.model.golden import GOLDEN_TEXTS
+from search_r3.model.query_normalizer import query_normalizer_note
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
 from search_r3.model.tokenization import encode_as_text
-from search_r3.model.truecasing import truecaser_note
 from search_r3.prompts import EMBED_TOKEN, PromptTemplate
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -111,7 +111,7 @@ def usage(model: Any) -> list[str]:
         "space or spells a special token would be read as other tokens.",
         "",
         *capitals_note(model),
-        *truecaser_note(model),
+        *query_normalizer_note(model),
         "```python",
         *_CODE.strip().splitlines(),
         "```",

@@ -22,9 +22,9 @@ from search_r3.files import atomic_path, atomic_write_text, expand_user
 from search_r3.model.capitals import fold_capitals
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.contract import Contract
+from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer, before_folding
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.resolve import check_name, find_adapter, resolve, weights_sha256
-from search_r3.model.truecasing import TRUECASER_FILE, Truecaser, query_normalizer
 from search_r3.prompts import EMBED_TOKEN
 
 CONTRACT_FILE = "search_r3.json"
@@ -81,8 +81,8 @@ class Checkpoint:
     """A loaded causal LM (its adapter merged, or a PEFT adapter), with its tokenizer and contract.
 
     `documents` is what embeds documents; None if this checkpoint does, as it does for all but query adapters.
-    `source` is the name or path that it was loaded by. `truecaser` gives queries in one case the usual case of their
-    words; None if they stay as they are.
+    `source` is the name or path that it was loaded by. `query_normalizer` is what queries go through; None if
+    they stay as they are.
     """
 
     name: str
@@ -92,16 +92,17 @@ class Checkpoint:
     path: Path
     documents: DocumentCheckpoint | None = None
     source: str = ""
-    truecaser: Truecaser | None = None
+    query_normalizer: QueryNormalizer | None = None
 
     def normalizer(self, *, queries: bool) -> Callable[[str], str] | None:
         """What texts go through before they are tokenized; None if they stay as they are."""
         fold = fold_capitals if self.contract.fold_capitals else None
-        return query_normalizer(fold, self.truecaser) if queries else fold
+        return before_folding(fold, self.query_normalizer) if queries else fold
 
-    def with_truecaser(self, truecaser: Truecaser) -> Checkpoint:
-        """A copy with another truecaser, which its contract names."""
-        return replace(self, truecaser=truecaser, contract=replace(self.contract, truecaser=truecaser.hash))
+    def with_query_normalizer(self, normalizer: QueryNormalizer) -> Checkpoint:
+        """A copy with another query normalizer, which its contract names."""
+        contract = replace(self.contract, query_normalizer=normalizer.hash)
+        return replace(self, query_normalizer=normalizer, contract=contract)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -146,22 +147,25 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
         checkpoint.model.to(device).eval()
     if record is not None and checkpoint.contract.query_weights:
         checkpoint.documents = _documents_of(folder, record, checkpoint.contract, dtype, device)
-    checkpoint.source, checkpoint.truecaser = str(name_or_path), read_truecaser(folder, checkpoint.contract)
+    checkpoint.source = str(name_or_path)
+    checkpoint.query_normalizer = read_query_normalizer(folder, checkpoint.contract)
     return checkpoint
 
 
-def read_truecaser(folder: Path, contract: Contract) -> Truecaser | None:
-    """The truecaser of the checkpoint in `folder`, or None if its contract names none.
+def read_query_normalizer(folder: Path, contract: Contract) -> QueryNormalizer | None:
+    """The query normalizer of the checkpoint in `folder`, or None if its contract names none.
 
     Raises:
         InputError: it is missing, damaged, or another one than the contract's.
     """
-    if not contract.truecaser:
+    if not contract.query_normalizer:
         return None
-    truecaser = Truecaser.load(folder)
-    if truecaser.hash != contract.truecaser:
-        raise InputError(f"{folder / TRUECASER_FILE} does not match the contract; download or train the model again")
-    return truecaser
+    normalizer = QueryNormalizer.load(folder)
+    if normalizer.hash != contract.query_normalizer:
+        raise InputError(
+            f"{folder / QUERY_NORMALIZER_FILE} does not match the contract; download or train the model again"
+        )
+    return normalizer
 
 
 @contextmanager
@@ -350,7 +354,7 @@ def save_adapter(
     contract: Contract,
     folder: Path,
     documents: tuple[str, str] | None = None,
-    truecaser: Truecaser | None = None,
+    normalizer: QueryNormalizer | None = None,
     **more: Any,
 ) -> Contract:
     """Write a PEFT model's adapter and its contract into `folder`; returns the contract with the adapter's hash.
@@ -363,12 +367,12 @@ def save_adapter(
         contract: the contract, whose `adapter_weights` are filled in.
         folder: created if it does not exist.
         documents: writes a query adapter instead, see `save_query_adapter`.
-        truecaser: the one that the contract names, if any.
+        normalizer: the one that the contract names, if any.
         more: entries for the record that are not part of the contract, so they are not hashed.
     """
-    if truecaser is not None:
+    if normalizer is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        truecaser.save(folder)
+        normalizer.save(folder)
     if documents is not None:
         return save_query_adapter(model, contract, documents, folder, **more)
     written = replace(contract, adapter_weights=_write_adapter(model, contract.base, folder))

@@ -42,8 +42,8 @@ class Contract:
             `search_r3.model.capitals`. Added in format 2; a record without it means False.
         query_weights: SHA-256 of a query adapter's tensors; "" if queries go through the weights of documents. Added
             in format 3.
-        truecaser: SHA-256 of the file by which queries in one case are given the usual case of their words, see
-            `search_r3.model.truecasing`; "" if they are not. Added in format 4.
+        query_normalizer: SHA-256 of the file by which queries are corrected before they are tokenized, see
+            `search_r3.model.query_normalizer`; "" if they are not. Added in format 4.
         format: the format of this record.
     """
 
@@ -57,7 +57,7 @@ class Contract:
     pooling: str = POOLING
     fold_capitals: bool = False
     query_weights: str = ""
-    truecaser: str = ""
+    query_normalizer: str = ""
     format: int = FORMAT
 
     @property
@@ -84,13 +84,13 @@ class Contract:
         that can express the contract: so existing contracts keep their hash and older versions can read them.
         """
         record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
-        for name in ("fold_capitals", "query_weights", "truecaser"):
+        for name in ("fold_capitals", "query_weights", "query_normalizer"):
             if not record[name]:
                 del record[name]
         return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
 
     def _oldest_format(self) -> int:
-        return 4 if self.truecaser else 3 if self.query_weights else 2 if self.fold_capitals else 1
+        return 4 if self.query_normalizer else 3 if self.query_weights else 2 if self.fold_capitals else 1
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
@@ -146,7 +146,8 @@ _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: 
 """Format -> the function that converts a record to the next format."""
 _TYPES: dict[str, type] = {
     **dict.fromkeys(
-        ("base", "base_weights", "adapter_weights", "query_weights", "truecaser", "chat_template", "pooling"), str
+        ("base", "base_weights", "adapter_weights", "query_weights", "query_normalizer", "chat_template", "pooling"),
+        str,
     ),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),
 }

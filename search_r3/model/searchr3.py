@@ -214,8 +214,8 @@ class SearchR3:
                 self.documents.save_pretrained(scratch / DOCUMENTS)
                 more["documents"] = {"name": self.documents.name, "source": DOCUMENTS}
             checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights, **more)
-            if self.checkpoint.truecaser is not None:
-                self.checkpoint.truecaser.save(scratch)
+            if self.checkpoint.query_normalizer is not None:
+                self.checkpoint.query_normalizer.save(scratch)
             self.write_golden(scratch)
 
     def encode_document(

@@ -2,28 +2,20 @@
 
 People type "who was genghis khan" or "WHO WAS GENGHIS KHAN" for documents that say "Genghis Khan". A subword tokenizer
 cuts the three differently, and lower case alone cost 0.05 of nDCG@10 on questions about names (LOG.md). A query adapter
-can correct this without a change to documents: its contract names a `Truecaser`, which is learned from text (Lita et
-al. 2003, "tRuEcasIng"). Queries in mixed case are not touched.
+can correct this without a change to documents: its query normalizer (`search_r3.model.query_normalizer`) may have a
+`Truecaser`, which is learned from text (Lita et al. 2003, "tRuEcasIng"). Queries in mixed case are not touched.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from search_r3.errors import InputError
-from search_r3.files import atomic_write_text
 from search_r3.model.capitals import is_all_capitals
 
-TRUECASER_FILE = "truecaser.json"
-"""The file of a checkpoint that holds its truecaser."""
-FORMAT = 1
 SEEN = 2
 """Times that a word, or two words in a row, must be seen to be known."""
 UNIGRAM_SHARE = 0.5
@@ -38,7 +30,7 @@ _TOKEN = re.compile(r"\S+")
 _WORD = re.compile(r"(?=[^\W_]*[^\W\d_])[^\W_]+(?:['’][^\W_]+)?")
 """Letters and digits with at least one letter before an apostrophe: "genghis", "p53", "don't"."""
 _POSSESSIVES = ("'s", "’s")
-_CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
+CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
 """What is in no word of prose: such tokens keep their case."""
 _SENTENCE = re.compile(r"(?:\w\w\.|[!?])['\"’”)]?\s+['\"‘“(]?$")
 """What stands before the first word of another sentence, but not "e.g. "."""
@@ -53,17 +45,12 @@ class Truecaser:
         words: lower-case word -> its usual spelling, if that is another.
         after: (lower-case word before, lower-case word) -> the spelling behind that word, if that is not the usual one.
         before: (lower-case word, lower-case word behind it) -> the same in front of another word.
-        sources: what it was learned from, for people.
     """
 
     def __init__(
-        self,
-        words: dict[str, str],
-        after: dict[tuple[str, str], str],
-        before: dict[tuple[str, str], str],
-        sources: Sequence[str] = (),
+        self, words: dict[str, str], after: dict[tuple[str, str], str], before: dict[tuple[str, str], str]
     ) -> None:
-        self.words, self.after, self.before, self.sources = words, after, before, list(sources)
+        self.words, self.after, self.before = words, after, before
 
     def __call__(self, query: str) -> str:
         """`query` with the usual case of its words if it is in one case (`in_one_case`), else `query` itself.
@@ -72,7 +59,7 @@ class Truecaser:
         """
         if not in_one_case(query):
             return query
-        places = [match for token in _TOKEN.finditer(query) if not _CODE.search(token[0]) for match in _words_in(token)]
+        places = [match for token in _TOKEN.finditer(query) if not CODE.search(token[0]) for match in _words_in(token)]
         lowered = [query[start:end].lower() for start, end in places]
         pieces, at = [], 0
         for i, (start, end) in enumerate(places):
@@ -93,16 +80,13 @@ class Truecaser:
         return spelled or word
 
     @classmethod
-    def learn(
-        cls, texts: Iterable[str], titles: Iterable[str] = (), names: Iterable[str] = (), sources: Sequence[str] = ()
-    ) -> Truecaser:
+    def learn(cls, texts: Iterable[str], titles: Iterable[str] = (), names: Iterable[str] = ()) -> Truecaser:
         """Count the spellings of every word.
 
         Args:
             texts: prose, of which no word counts that begins a sentence or a quotation.
             titles: titles of documents, of which every word counts.
             names: names of a lexicon; their words need not be seen more than once.
-            sources: see the class.
         """
         words: dict[str, Counter[str]] = {}
         after: dict[tuple[str, str], Counter[str]] = {}
@@ -133,51 +117,25 @@ class Truecaser:
             usual,
             {pair: spelling for pair, spelling in behind.items() if spelling != usual.get(pair[1], pair[1])},
             {pair: spelling for pair, spelling in ahead.items() if spelling != usual.get(pair[0], pair[0])},
-            sources,
         )
 
-    @property
-    def hash(self) -> str:
-        """SHA-256 (hex) of the file that `save` writes."""
-        return hashlib.sha256(self._to_json().encode()).hexdigest()
-
-    def save(self, path: str | Path) -> None:
-        """Write a file, atomically; into a folder, `TRUECASER_FILE`."""
-        atomic_write_text(_file(path), self._to_json())
-
-    def _to_json(self) -> str:
-        record = {
-            "format": FORMAT,
-            "sources": self.sources,
+    def to_record(self) -> dict[str, Any]:
+        """The spellings as JSON values, for `from_record`."""
+        return {
             "words": sorted(self.words.values()),
             "after": sorted(f"{left} {spelling}" for (left, _), spelling in self.after.items()),
             "before": sorted(f"{spelling} {right}" for (_, right), spelling in self.before.items()),
         }
-        return json.dumps(record, ensure_ascii=False, indent=0) + "\n"
 
     @classmethod
-    def load(cls, path: str | Path) -> Truecaser:
-        """Read the file that `save` wrote, or that of a folder.
-
-        Raises:
-            InputError: it does not exist, is damaged or was written by a newer version.
-        """
-        file = _file(path)
-        try:
-            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise InputError(f"{file} has format {record['format']}, and this version reads {FORMAT}; upgrade it")
-            pairs = {name: [line.split(" ") for line in record[name]] for name in ("after", "before")}
-            return cls(
-                {spelling.lower(): spelling for spelling in record["words"]},
-                {(left, spelling.lower()): spelling for left, spelling in pairs["after"]},
-                {(spelling.lower(), right): spelling for spelling, right in pairs["before"]},
-                record["sources"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file} is not a truecaser that can be read ({error}); make or download it again"
-            ) from error
+    def from_record(cls, record: dict[str, Any]) -> Truecaser:
+        """What `to_record` gave. Raises KeyError, ValueError or AttributeError if it is damaged."""
+        pairs = {name: [line.split(" ") for line in record[name]] for name in ("after", "before")}
+        return cls(
+            {spelling.lower(): spelling for spelling in record["words"]},
+            {(left, spelling.lower()): spelling for left, spelling in pairs["after"]},
+            {(spelling.lower(), right): spelling for spelling, right in pairs["before"]},
+        )
 
 
 def in_one_case(query: str) -> bool:
@@ -193,30 +151,6 @@ def in_one_case(query: str) -> bool:
         and all(word[0] != word[0].lower() for word in words)
         and any(word.lower() in _SMALL_IN_NAMES for word in words[1:])
     )
-
-
-def query_normalizer(fold: Callable[[str], str] | None, truecaser: Truecaser | None) -> Callable[[str], str] | None:
-    """What a query goes through before it is tokenized: the truecaser, then what documents go through."""
-    if truecaser is None or fold is None:
-        return truecaser or fold
-    return lambda query: fold(truecaser(query))
-
-
-def truecaser_note(model: Any) -> list[str]:
-    """What an export's README says to those who tokenize queries by themselves (lines of Markdown), as
-    `capitals.capitals_note`."""
-    if model.checkpoint.truecaser is None:
-        return []
-    return [
-        "Its queries, if they are typed in one case, go through `search_r3.model.truecasing.Truecaser` with the "
-        f"checkpoint's {TRUECASER_FILE} before they are tokenized. Other libraries do not do this, so their embeddings "
-        "of such queries will differ.",
-        "",
-    ]
-
-
-def _file(path: str | Path) -> Path:
-    return Path(path) / TRUECASER_FILE if Path(path).is_dir() else Path(path)
 
 
 def _words_in(token: re.Match[str]) -> list[tuple[int, int]]:

@@ -1,21 +1,12 @@
-"""Queries in one case: they get the usual case of their words, all others and all documents stay as they are."""
+"""Queries in one case: they get the usual case of their words, all others stay as they are."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from search_r3 import SearchR3
-from search_r3.errors import InputError
-from search_r3.model.searchr3 import encode_as_text
-from search_r3.model.text_limit import TextLimit, read_texts
-from search_r3.model.tokenization import WholeTokens
-from search_r3.model.truecasing import TRUECASER_FILE, Truecaser, in_one_case, query_normalizer, truecaser_note
-from search_r3.training.lora.average import average_adapters
+from search_r3.model.truecasing import Truecaser, in_one_case
 
 PROSE = [
     "The emperor Genghis Khan rode on. In Hungary the White House is unknown; a white horse is not.",
@@ -27,15 +18,7 @@ TYPED, WRITTEN = "did genghis khan see the white house in hungary?", "Did Genghi
 
 @pytest.fixture(scope="module")
 def truecaser() -> Truecaser:
-    return Truecaser.learn(PROSE, sources=["prose"])
-
-
-@pytest.fixture(scope="module")
-def cased(tiny_adapter: Path, truecaser: Truecaser, tmp_path_factory: pytest.TempPathFactory) -> SearchR3:
-    folder = tmp_path_factory.mktemp("cased")
-    truecaser.save(folder / "cases.json")
-    average_adapters([tiny_adapter], folder / "adapter", truecaser=folder / "cases.json")
-    return SearchR3.from_pretrained(folder / "adapter", device="cpu")
+    return Truecaser.learn(PROSE)
 
 
 class TestWords:
@@ -96,73 +79,6 @@ class TestWords:
         assert in_one_case(query) is expected
 
 
-class TestFile:
-    def test_it_comes_back_the_same(self, truecaser: Truecaser, tmp_path: Path) -> None:
-        truecaser.save(tmp_path)
-        loaded = Truecaser.load(tmp_path)
-        assert (loaded.words, loaded.after, loaded.before) == (truecaser.words, truecaser.after, truecaser.before)
-        assert loaded.hash == truecaser.hash
-        assert loaded.sources == ["prose"]
-
-    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "words": [1]}'])
-    def test_a_damaged_or_newer_file_is_refused_in_a_line(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / TRUECASER_FILE).write_text(content)
-        with pytest.raises(InputError, match=TRUECASER_FILE):
-            Truecaser.load(tmp_path)
-
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"none\.json"):
-            Truecaser.load(tmp_path / "none.json")
-
-
-class TestModel:
-    def test_queries_go_through_it_on_every_way_and_documents_do_not(self, cased: SearchR3, tiny_adapter: Path) -> None:
-        plain = SearchR3.from_pretrained(tiny_adapter, device="cpu")
-        (wanted,) = encode_as_text(cased.tokenizer, [WRITTEN])
-        assert read_texts(cased, [TYPED], TextLimit(512), queries=True).rows == [WholeTokens(tuple(wanted))]
-        assert read_texts(cased, [TYPED], TextLimit(512)).rows != [WholeTokens(tuple(wanted))]
-        for reasoning in (False, True):
-            typed, written = (cased.encode_query([query], reasoning=reasoning) for query in (TYPED, WRITTEN))
-            assert np.array_equal(typed, written)
-        assert np.array_equal(cased.encode_document([TYPED]), plain.encode_document([TYPED]))
-
-    def test_indexes_stay_valid_but_caches_of_queries_do_not(self, cased: SearchR3, tiny_adapter: Path) -> None:
-        plain = SearchR3.from_pretrained(tiny_adapter, device="cpu")
-        assert cased.contract.document_space == plain.contract.document_space
-        assert cased.contract_hash != plain.contract_hash
-        assert cased.contract.to_dict()["format"] == 4
-
-    def test_it_is_saved_with_the_model(self, cased: SearchR3, tmp_path: Path) -> None:
-        cased.save_pretrained(tmp_path / "merged")
-        loaded = SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
-        assert np.array_equal(loaded.encode_query([TYPED]), loaded.encode_query([WRITTEN]))
-        assert loaded.contract_hash == cased.contract_hash
-
-    def test_a_lost_or_exchanged_file_is_refused(self, cased: SearchR3, tmp_path: Path) -> None:
-        folder = tmp_path / "adapter"
-        shutil.copytree(cased.checkpoint.path, folder)
-        record = json.loads((folder / TRUECASER_FILE).read_text())
-        (folder / TRUECASER_FILE).write_text(json.dumps(record | {"words": ["Other"]}))
-        with pytest.raises(InputError, match="does not match the contract"):
-            SearchR3.from_pretrained(folder, device="cpu")
-        (folder / TRUECASER_FILE).unlink()
-        with pytest.raises(InputError, match=f"{TRUECASER_FILE} is not a truecaser"):
-            SearchR3.from_pretrained(folder, device="cpu")
-
-    def test_an_export_says_so(self, cased: SearchR3, tiny_adapter: Path) -> None:
-        assert TRUECASER_FILE in truecaser_note(cased)[0]
-        assert truecaser_note(SearchR3.from_pretrained(tiny_adapter, device="cpu")) == []
-
-    def test_an_average_keeps_that_of_its_first_adapter(
-        self, cased: SearchR3, tiny_adapter: Path, tmp_path: Path
-    ) -> None:
-        average_adapters([cased.checkpoint.path, tiny_adapter], tmp_path / "average")
-        loaded = SearchR3.from_pretrained(tmp_path / "average", device="cpu")
-        assert loaded.contract.truecaser == cased.contract.truecaser
-
-
-def test_a_query_is_truecased_before_it_is_folded() -> None:
-    assert query_normalizer(None, None) is None
-    chained = query_normalizer(lambda query: f"[{query}]", Truecaser({"hungary": "Hungary"}, {}, {}))
-    assert chained is not None
-    assert chained("in hungary") == "[In Hungary]"
+def test_its_record_gives_it_back(truecaser: Truecaser) -> None:
+    loaded = Truecaser.from_record(json.loads(json.dumps(truecaser.to_record())))
+    assert (loaded.words, loaded.after, loaded.before) == (truecaser.words, truecaser.after, truecaser.before)

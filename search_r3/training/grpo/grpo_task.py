@@ -191,7 +191,9 @@ class GRPOTask:
         self.saved.model = self.policy.saved_model
         embeds = self.checkpoint.documents
         documents = None if embeds is None else (embeds.name, embeds.source)
-        checkpoints.save_adapter(self.saved, self.checkpoint.contract, folder, documents, self.checkpoint.truecaser)
+        checkpoints.save_adapter(
+            self.saved, self.checkpoint.contract, folder, documents, self.checkpoint.query_normalizer
+        )
 
 
 def load_stage_one(name: str) -> tuple[Checkpoint, Path]:

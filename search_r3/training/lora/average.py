@@ -26,19 +26,19 @@ from search_r3.model.checkpoint import (
     ADAPTER_KINDS,
     CONTRACT_FILE,
     find_documents,
+    read_query_normalizer,
     read_record,
-    read_truecaser,
     save_adapter,
 )
 from search_r3.model.contract import Contract
+from search_r3.model.query_normalizer import QueryNormalizer
 from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.model.searchr3 import SearchR3
-from search_r3.model.truecasing import Truecaser
 from search_r3.training.lora.concatenation import CONFIG_FILE, A, B, read_settings, scale_of
 
 TOKEN_ROWS = "trainable_tokens_delta"
 """Part of the names of trained rows of the embedding matrix: PEFT saves the rows themselves, not what they add."""
-OWN_FIELDS = ("base", "adapter_weights", "query_weights", "truecaser", "format")
+OWN_FIELDS = ("base", "adapter_weights", "query_weights", "query_normalizer", "format")
 """Fields of a contract in which adapters may differ: a name, what is averaged, what the average has of its own, and the
 record's version."""
 
@@ -93,7 +93,7 @@ def average_adapters(
     into: str | Path,
     weights: Sequence[float] | None = None,
     rank: int | None = None,
-    truecaser: str | Path | None = None,
+    query_normalizer: str | Path | None = None,
 ) -> Averaged:
     """Write the average of adapters to the new folder `into`, with its contract and golden vectors.
 
@@ -106,14 +106,14 @@ def average_adapters(
         names: adapters of one base, that embed by one contract; their ranks may differ.
         weights: one for each, above 0; they are divided by their sum. By default all weigh the same.
         rank: of the average; by default the largest among the adapters.
-        truecaser: the file of the average's truecaser (`model.truecasing`); by default, it has that of the adapter
-            whose contract it gets. With one, a single adapter is enough, which then only gets it.
+        query_normalizer: the file of the average's query normalizer (`model.query_normalizer`); by default, it has
+            that of the adapter whose contract it gets. With one, a single adapter is enough, which then only gets it.
 
     Raises:
         InputError: fewer than two adapters; `into` exists; a weight or the rank is out of range; an adapter is damaged,
             is not plain LoRA, or has another base, other layers or another contract than the first.
     """
-    into, adapters = Path(into), read_adapters(names, at_least=2 if truecaser is None else 1)
+    into, adapters = Path(into), read_adapters(names, at_least=2 if query_normalizer is None else 1)
     if into.exists() or into.is_symlink():
         raise InputError(f"{into} exists already, and is not overwritten; choose a new folder")
     shares = _shares(weights, len(adapters))
@@ -124,8 +124,11 @@ def average_adapters(
             f"rank is {rank}; expected from 1 to {sum(ranks)}, the sum of the adapters' ranks, where it is exact"
         )
     first = _leading(adapters)
-    cases = read_truecaser(first.folder, first.contract) if truecaser is None else Truecaser.load(truecaser)
-    contract = replace(first.contract, truecaser="" if cases is None else cases.hash)
+    if query_normalizer is None:
+        normalizer = read_query_normalizer(first.folder, first.contract)
+    else:
+        normalizer = QueryNormalizer.load(query_normalizer)
+    contract = replace(first.contract, query_normalizer="" if normalizer is None else normalizer.hash)
     resolve(first.contract.base)  # before anything is computed: the golden vectors need it
     scale = scale_of(first.settings)
     if len(adapters) == 1 and rank == first.settings["r"]:
@@ -140,7 +143,7 @@ def average_adapters(
     settings = first.settings | {"r": rank, "lora_alpha": scale * rank}
     with atomic_path(into) as scratch:
         more = _record(adapters, shares)
-        save_adapter(_Written(tensors, settings), contract, scratch, _documents_of(first), cases, **more)
+        save_adapter(_Written(tensors, settings), contract, scratch, _documents_of(first), normalizer, **more)
         SearchR3.from_pretrained(scratch, device="cpu").write_golden(scratch)
     return Averaged(into, shares, rank, sum(ranks), kept)
 

@@ -61,7 +61,9 @@ class LiveEncoder:
         now, documents = self.checkpoint, self.checkpoint.documents
         if documents is not None:
             documents.to(device=device, dtype=self._dtype_on(device))
-        live = Checkpoint("live", model, now.tokenizer, now.contract, now.path, documents, truecaser=now.truecaser)
+        live = Checkpoint(
+            "live", model, now.tokenizer, now.contract, now.path, documents, query_normalizer=now.query_normalizer
+        )
         self._copy = SearchR3(live)
         return self._copy
 

@@ -126,9 +126,9 @@ class SFTConfig:
     """Fractions of a batch's queries that are perturbed: {lower: 0.1, upper: 0.05, title: 0.02,
     typos: 0.15, keywords: 0.05, no_punctuation: 0.05}; none by default. They replace the originals, unless
     `weights.self_teaching` is above 0: then they are embedded in addition, for that term only."""
-    truecaser: str | None = None
-    """A file made by `search-r3 data truecaser`, by which queries in one case are given the usual case of their words;
-    kept in the adapter. None keeps that of `init_adapter`, if it has one."""
+    query_normalizer: str | None = None
+    """A file made by `search-r3 data query-normalizer`, by which typos in queries are corrected and queries in one case
+    get the usual case of their words; kept in the adapter. None keeps that of `init_adapter`, if it has one."""
     document_variants: dict[str, float] = field(default_factory=dict)
     """Fractions of a batch's documents whose case is changed: {upper: 0.02}. They replace the originals."""
     fold_capitals: bool | None = None

@@ -22,8 +22,8 @@ from search_r3.errors import InputError
 from search_r3.files import sha256_of
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.query_normalizer import QueryNormalizer
 from search_r3.model.searchr3 import SearchR3
-from search_r3.model.truecasing import Truecaser
 from search_r3.prompts import with_latent_steps, with_reading
 from search_r3.training.config import load_config
 from search_r3.training.dev_evaluation import dev_metrics, load_dev_pools
@@ -72,8 +72,8 @@ class SFTTask:
         if config.fold_capitals is not None:
             contract = replace(checkpoint.contract, fold_capitals=config.fold_capitals)
             checkpoint = replace(checkpoint, contract=contract)
-        if config.truecaser is not None:
-            checkpoint = checkpoint.with_truecaser(Truecaser.load(config.truecaser))
+        if config.query_normalizer is not None:
+            checkpoint = checkpoint.with_query_normalizer(QueryNormalizer.load(config.query_normalizer))
         self.config = config
         contract = checkpoint.contract
         prompts = with_latent_steps(contract.prompts, config.latent_steps)
@@ -322,7 +322,12 @@ class SFTTask:
         more = {"dimensions": sorted(self.config.matryoshka)} if self.config.matryoshka else {}
         documents = None if self.fixed is None else self.fixed.documents
         checkpoints.save_adapter(
-            self.policy.saved_model, self.checkpoint.contract, folder, documents, self.checkpoint.truecaser, **more
+            self.policy.saved_model,
+            self.checkpoint.contract,
+            folder,
+            documents,
+            self.checkpoint.query_normalizer,
+            **more,
         )
 
     def _encoder(self) -> SearchR3:

@@ -1,4 +1,4 @@
-"""What a truecaser is learned from."""
+"""What a query normalizer is learned from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from search_r3.cli.commands import app
-from search_r3.data.case_sources import learn_truecaser
+from search_r3.data.normalizer_sources import learn_query_normalizer
 from search_r3.data.sources import dictionaries
 from search_r3.errors import InputError
-from search_r3.model.truecasing import Truecaser
+from search_r3.model.query_normalizer import QueryNormalizer
 
 SYNSET = "09100000 15 n 02 Lake_Geneva 0 lake 0 000 | a lake in the Alps\n"
 
@@ -32,7 +32,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_documents_and_titles_are_read_and_queries_are_not(dataset: Path) -> None:
-    made = learn_truecaser([dataset])
+    made = learn_query_normalizer([dataset])
     assert made("was genghis khan or attila fond of horses") == "Was Genghis Khan or attila fond of horses"
     assert made.sources == ["mini"]
 
@@ -41,16 +41,16 @@ def test_wordnet_adds_its_names(dataset: Path, tmp_path: Path, monkeypatch: pyte
     for part in dictionaries.PARTS:
         (tmp_path / f"data.{part}").write_text("  1 This software\n" + (SYNSET if part == "noun" else ""))
     monkeypatch.setattr(dictionaries, "WORDNET", tmp_path)
-    made = learn_truecaser([dataset], wordnet=True)
+    made = learn_query_normalizer([dataset], wordnet=True)
     assert made("horses near lake geneva") == "Horses near Lake Geneva"
     assert made.sources == ["mini", "names of wordnet"]
 
 
 def test_the_command_writes_a_file_that_loads(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "cases.json"
-    result = CliRunner().invoke(app, ["data", "truecaser", str(output), str(dataset), "--json"])
+    result = CliRunner().invoke(app, ["data", "query-normalizer", str(output), str(dataset), "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["sha256"] == Truecaser.load(output).hash
+    assert json.loads(result.output)["sha256"] == QueryNormalizer.load(output).hash
 
 
 def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: Path) -> None:
@@ -60,15 +60,16 @@ def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: P
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    made = learn_truecaser([dataset], pairs=file, kinds=["debian"])
+    made = learn_query_normalizer([dataset], pairs=file, kinds=["debian"])
     assert made("samsung and porsche") == "Samsung and porsche"
-    assert made.sources == ["mini", "debian"]
+    assert {"samsung", "porsche"} <= made.spelling.known
+    assert made.sources == ["mini", "training pairs", "debian"]
     with pytest.raises(InputError, match="no pair of kind 'man'"):
-        learn_truecaser([dataset], pairs=file, kinds=["man"])
+        learn_query_normalizer([dataset], pairs=file, kinds=["man"])
     with pytest.raises(InputError, match="no file of pairs"):
-        learn_truecaser([dataset], kinds=["man"])
+        learn_query_normalizer([dataset], kinds=["man"])
 
 
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
-        learn_truecaser(["nowhere"], data_root=tmp_path)
+        learn_query_normalizer(["nowhere"], data_root=tmp_path)

@@ -1,0 +1,60 @@
+"""The command `data query-normalizer`, which learns from documents how words are spelled, for typos and lower case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search_r3.cli.options import DataRoot, Json, print_json
+
+
+def data_query_normalizer(
+    output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    corpus: Annotated[
+        list[str],
+        typer.Argument(metavar="CORPUS...", help="Data sets, names or BEIR folders, whose documents are read."),
+    ],
+    pairs: Annotated[
+        Path | None, typer.Option(readable=False, help="Training pairs, whose positives teach spelling as well.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="A kind of source of the pairs that teaches capitals: debian. Repeatable."),
+    ] = None,
+    wordnet: Annotated[
+        bool, typer.Option("--wordnet", help="Add the names in WordNet (Debian: wordnet-base).")
+    ] = False,
+    data: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Learn words from documents, so that "who was genhgis khan" is embedded as "Who was Genghis Khan" is.
+
+    A word that no document has is taken for a typo of a frequent one at one letter's distance, and a query typed in one
+    case gets the usual case of its words. Queries of the data sets are not read. An adapter gets the file by
+    `query_normalizer` in a recipe of stage 1, or by --query-normalizer of train average; no document is changed by it.
+
+    \b
+    Example:  search-r3 data query-normalizer words.json hotpotqa scifact --wordnet
+    Next:     search-r3 train average ADAPTER --query-normalizer words.json --into FOLDER
+    """
+    from search_r3.data.normalizer_sources import learn_query_normalizer
+
+    made = learn_query_normalizer(corpus, pairs=pairs, kinds=kind or (), wordnet=wordnet, data_root=data)
+    made.save(output)
+    cases, spelling = made.truecaser, made.spelling
+    counts = {
+        "capitalized": len(cases.words),
+        "in_context": len(cases.after) + len(cases.before),
+        "known": len(spelling.rank) + len(spelling.known),
+        "corrections": len(spelling.rank),
+        "sha256": made.hash,
+    }
+    if as_json:
+        print_json({"output": str(output), "sources": list(made.sources)} | counts)
+        return
+    print(
+        f"{output}: {counts['capitalized']:,} words with capitals, {counts['in_context']:,} more beside another word; "
+        f"{counts['known']:,} words that are no typos, {counts['corrections']:,} of them frequent enough to correct one"
+    )

@@ -1,0 +1,62 @@
+"""Typos in queries: corrected by frequent words of documents, and nothing else is touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from search_r3.model.spelling import LETTERS, SEEN, WORDS, SpellingCorrector
+
+SPELLING = SpellingCorrector(["python", "delete", "folder", "folded", "don't", "emperor"], ["polars", "pythons"])
+
+
+@pytest.mark.parametrize("typed", ["pyhton", "pyton", "pytthon", "pythom", "pythonn", "pytho"])
+def test_a_word_at_one_edits_distance_is_corrected(typed: str) -> None:
+    assert SPELLING(f"a {typed}, (typed)") == "a python, (typed)"
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["ython", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()", "foldèr", "ポーランド",
+     "", "PyHton is", "an acronym PYHTON here", "https://pyhton"],
+)  # fmt: skip
+def test_anything_else_stays(query: str) -> None:
+    assert SPELLING(query) == query
+
+
+def test_words_keep_their_case() -> None:
+    assert SPELLING("Pyhton is") == "Python is"
+    assert SPELLING("DELETE THE FOLDRE NOW") == "DELETE THE FOLDER NOW"
+
+
+def test_slips_of_the_fingers_come_before_other_letters_and_then_frequent_words_before_rare_ones() -> None:
+    assert SPELLING.corrected("foldee") == "folder"
+    spelling = SpellingCorrector(["delta", "delete", "deleted"])
+    assert spelling.corrected("delte") == "delete"
+    assert spelling.corrected("deltz") == "delta"
+    assert spelling.corrected("deleteed") == "deleted"
+
+
+def test_punctuation_and_spaces_stay() -> None:
+    assert SPELLING("  'delte'\tfoldr-emperro?\n") == "  'delete'\tfolder-emperor?\n"
+
+
+def test_what_is_frequent_is_a_correction_and_what_is_rare_is_only_known() -> None:
+    learned = SpellingCorrector.learn(
+        ["The python's delete_folder(), Python", "a rareword"] * 2 + ["python"] * (SEEN - 4)
+    )
+    assert learned.corrected("pyhton") == "python"
+    assert learned.corrected("rarewodr") == "rarewodr"
+    assert learned.corrected("delete") == "delete"
+    assert "rareword" in learned.known
+    assert all(len(word) >= LETTERS for word in learned.known)
+
+
+def test_a_text_too_long_to_be_typed_stays() -> None:
+    assert SPELLING(" ".join(["pyhton"] * WORDS)).split() == ["python"] * WORDS
+    text = " ".join(["pyhton"] * (WORDS + 1))
+    assert SPELLING(text) == text
+
+
+def test_its_record_gives_it_back() -> None:
+    loaded = SpellingCorrector.from_record(SPELLING.to_record())
+    assert (list(loaded.rank), loaded.known) == (list(SPELLING.rank), SPELLING.known)
