@@ -108,6 +108,7 @@ class Cluster:
         from ray.cluster_utils import Cluster as RayCluster
 
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+        os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_health_check_timeout_ms": "60000"}  # a busy machine
         memory = {"object_store_memory": 80 * 2**20}
         self._settings = {"num_cpus": WORKERS, **memory}
         head = {"num_cpus": 1, "include_dashboard": False, **memory}

@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from search_r3.index import SearchIndex, build_index, open_source
+from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
+from search_r3.index.backends.lance.table_columns import table_schema
+from search_r3.index.backends.lance.table_rows import make_row
+from search_r3.index.chunking.chunker import chunk_document
+from search_r3.index.row_keys import VECTOR
 from search_r3.index.storage.locking import ENCODED
 
 lance = pytest.importorskip("lance", reason="Lance is not installed: pip install 'search-r3[search]'")
@@ -73,14 +78,6 @@ def test_a_damaged_part_counts_as_missing_and_is_written_again(kept, tmp_path, d
 
 def test_a_worker_encodes_nothing_that_another_one_has_kept(model, tmp_path):
     """Two workers in turn; the second one's model is never called."""
-    from search_r3.index.backends.lance.table_columns import table_schema
-    from search_r3.index.backends.lance.table_rows import make_row
-    from search_r3.index.chunking.chunker import chunk_document
-    from search_r3.index.row_keys import VECTOR
-    from search_r3.index.source_document import SourceDocument
-
-    import pyarrow as pa
-
     rows = [
         make_row(chunk, None, "docs", "docs")
         for i in range(5)

@@ -1,10 +1,10 @@
-"""What the workers have encoded, kept next to the spool until the commit, so that a killed driver loses next to nothing.
+"""What the workers have encoded, kept next to the spool until the commit: a driver that dies loses next to nothing.
 
-The vectors of about a thousand spooled rows are one Lance file, named by what was encoded: the hashes of the texts (which
-cover how many tokens are read) and the model's contract. Whoever comes to the same texts again, another worker or the
-next run of the same command, finds the file; numbers of workers and tasks do not matter. Parts end where a text's hash
-says so, as in content-defined chunking (LBFS: Muthitacharoen, Chen & Mazieres, SOSP 2001), so a document that is added
-or removed between two runs changes only the parts around it.
+The vectors of about a thousand spooled rows are one Lance file, named by what was encoded: the hashes of the texts
+(which cover how many tokens are read) and the model's contract. Whoever comes to the same texts again, another worker
+or the next run of the same command, finds the file; numbers of workers and tasks do not matter. Parts end where a
+text's hash says so, as in content-defined chunking (LBFS: Muthitacharoen, Chen & Mazieres, SOSP 2001), so a document
+that is added or removed between two runs changes only the parts around it.
 """
 
 from __future__ import annotations
