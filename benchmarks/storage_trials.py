@@ -43,8 +43,10 @@ SLACK = 10.0
 """Seconds of a busy machine, in each operation."""
 OPERATIONS = {"search": 2, "create": 6, "update": 6, "delete": 6, "compact": 6}
 """How many take place: opening and searching; a build opens and reads the index several times, and has a lock."""
-LONGEST_DELAY, FURTHEST = 0.6, 45
-"""Of one request in seconds, and the last request at which a fault begins."""
+LONGEST_DELAY = 0.6
+"""Of one request, in seconds."""
+REQUESTS = {"search": 8, "create": 60, "update": 60, "delete": 45, "compact": 45}
+"""About as many requests does each make; the fault begins at one of them."""
 DOCUMENTS = 24
 LEASE_SECONDS = 2.0
 
@@ -82,7 +84,7 @@ class Trial:
         self.before: Documents = {f"d{i}": f"text number {i} of water" for i in range(DOCUMENTS)}
         self.after = dict(self.before)
         self.wrong: list[str] = []
-        self.begin = rng.randrange(FURTHEST)
+        self.begin = rng.randrange(REQUESTS[self.call])
         self.delay = rng.uniform(0.02, LONGEST_DELAY) if fault == "delay" else 0.0
 
     def run(self) -> dict[str, Any]:
