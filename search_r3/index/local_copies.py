@@ -1,7 +1,7 @@
 """Local copies of indexes on object storage, in a cache folder with a bound: searched as fast as any folder.
 
 A search on object storage makes tens of requests one after the other. The newest version's name is one request; if
-its copy is there, nothing else is fetched. A new version is copied whole, as by `search-r3 backup`, and the copies that
+its copy is there, nothing else is fetched. A new version is copied whole, many files at a time, and the copies that
 were used least recently make room for it.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from search_r3.errors import InputError
-from search_r3.files import expand_user
-from search_r3.index.backends.lance.compaction import bytes_on_disk, live_bytes
+from search_r3.files import atomic_path, expand_user
+from search_r3.index.backends.lance.compaction import bytes_on_disk
+from search_r3.index.backends.lance.fetching import fetch, needed_files, version_of
 from search_r3.index.backends.lance.lance_table import TABLE
-from search_r3.index.backup import backup_index
 from search_r3.index.storage.deadline import within_deadline
 from search_r3.index.storage.location import Remote, storage_errors
 from search_r3.index.storage.object_store import open_objects
@@ -31,9 +31,9 @@ LOCK, LOCK_SECONDS = ".copies.lock", 600.0
 """One process copies at a time; another one waits for it, as it may need the same copy."""
 COPY = re.compile(r".+-[0-9a-f]{12}-\d+-[0-9a-f]{8}")
 """What the folder of a copy is called: index, hash of its URI, version, hash of the version's manifest."""
-MANIFEST = re.compile(r"(\d+)\.manifest")
-NEWEST_FIRST = 2**64 - 1
-"""Manifests of Lance's present format are called by this number minus their version, in 20 digits."""
+OPENING = "reading which files the index has"
+ATTEMPTS = 3
+"""To copy a version that is removed meanwhile, as it is not the newest any more."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class LocalCopies:
             StorageError: object storage cannot be reached, refuses, or does not answer in time.
             InputError: there is no index, it is larger than the limit, or the folder cannot be written.
         """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._newest(location)
+            except FileNotFoundError as error:
+                if attempt == ATTEMPTS:
+                    raise InputError(f"{location} changes all the time ({error}); try again") from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _newest(self, location: Remote) -> Path:
         key = hashlib.sha256(location.encode()).hexdigest()[:12]
         version, tag = within_deadline(location, "asking for the index's version", lambda: newest_version(location))
         name = re.sub(r"[^\w.-]+", "-", location.rpartition("/")[2]) or "index"
@@ -63,15 +72,28 @@ class LocalCopies:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(copy.parent / LOCK, timeout=LOCK_SECONDS):
                 if not copy.is_dir():
-                    self._make_room(copy, live_bytes(location), location)
-                    backup_index(location, copy)
-                    self._make_room(copy, bytes_on_disk(copy), location)  # with manifests and other small files
+                    self._copy(location, version, copy)
                 os.utime(copy)
         except Timeout as error:
             raise InputError(f"another process has been copying into {copy.parent} for {LOCK_SECONDS:g} s") from error
         except PermissionError as error:
             raise InputError(f"cannot write to {copy.parent}: {error.strerror}; give another --cache-dir") from error
         return copy
+
+    def _copy(self, location: Remote, version: int, copy: Path) -> None:
+        """Raises FileNotFoundError if the version was removed meanwhile."""
+        removed: FileNotFoundError | None = None
+        with storage_errors(location):
+            try:
+                files = within_deadline(location, OPENING, lambda: needed_files(location, TABLE, version))
+                self._make_room(copy, sum(files.values()), location)
+                with atomic_path(copy) as scratch:
+                    fetch(location, TABLE, files, scratch)
+            except FileNotFoundError as error:
+                removed = error
+        if removed is not None:
+            raise removed
+        self._make_room(copy, bytes_on_disk(copy), location)  # with what the file system adds
 
     def _make_room(self, copy: Path, size: int, location: Remote) -> None:
         """Remove older versions of this index, then the copies used least recently, until `size` bytes fit."""
@@ -110,12 +132,8 @@ def newest_version(location: Remote) -> tuple[int, str]:
     with storage_errors(location):
         store = open_objects(location)
         objects = [one for batch in store.list(f"{TABLE}.lance/_versions") for one in batch]
-    versions = []
-    for one in objects:
-        if (found := MANIFEST.fullmatch(one["path"].rpartition("/")[2])) is not None:
-            number = int(found[1])
-            version = NEWEST_FIRST - number if len(found[1]) == len(str(NEWEST_FIRST)) else number
-            versions.append((version, one.get("e_tag") or ""))
+    names = ((f"_versions/{one['path'].rpartition('/')[2]}", one.get("e_tag") or "") for one in objects)
+    versions = [(version, tag) for name, tag in names if (version := version_of(name)) is not None]
     if not versions:
         raise InputError(f"{location} is not a search-r3 index; give the location that `search-r3 index` wrote")
     return max(versions)

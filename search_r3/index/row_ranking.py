@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index.backends.index_backend import IndexBackend, Row, Scored
 from search_r3.index.results.query_words import without_stop_words
 from search_r3.index.row_keys import CONTENT
+from search_r3.index.storage.deadline import in_thread
 
 Mode = Literal["hybrid", "vector", "text"]
 POOL = 100  # a hybrid search fuses at least this many rows of each list
@@ -31,18 +33,24 @@ class RowRanking:
     chunks: bool
     fusion: HybridFusion
     reasoning: str = ""
-    _by_words: dict[int, list[Scored]] = field(default_factory=dict)
+    _by_words: dict[int, Callable[[], list[Scored]]] = field(default_factory=dict)
+
+    def begin(self, k: int) -> None:
+        """Start searching for the words of a hybrid search on object storage, while the query is embedded."""
+        if self.backend.remote and self.mode == "hybrid":
+            self._search_text(self._pool(k))
 
     def best(self, vector: np.ndarray | None, k: int, equal: dict[str, list[Row]] | None = None) -> list[Ordered]:
         """The `k` best rows; without `chunks`, one of each document. With `equal`, one of each text: the others are
         recorded in it, by the id of that row."""
-        pool = max(POOL, 2 * k) if self.mode == "hybrid" else k
+        pool = self._pool(k)
         while True:
             lists: dict[str, list[Scored]] = {}
+            by_words = None if self.mode == "vector" else self._search_text(pool)
             if vector is not None:
                 lists["vector"] = self.backend.search(vector, pool, self.where, self.exact)
-            if self.mode != "vector":
-                lists["text"] = self._search_text(pool)
+            if by_words is not None:
+                lists["text"] = by_words()
             order = _order(lists, self.query, self.fusion)
             order = order if self.chunks else _first_of_each_document(order)
             order = order if equal is None else _first_of_each_text(order, equal)
@@ -54,11 +62,24 @@ class RowRanking:
         """The same, with the words of a reasoning trace."""
         return replace(self, reasoning=text, _by_words={})
 
-    def _search_text(self, pool: int) -> list[Scored]:
-        """The words find the same rows whatever the vector is, so that a search that reads asks for them once."""
+    def _pool(self, k: int) -> int:
+        return max(POOL, 2 * k) if self.mode == "hybrid" else k
+
+    def _search_text(self, pool: int) -> Callable[[], list[Scored]]:
+        """A function that returns the rows for the words. They are the same whatever the vector is, so that a search
+        that reads asks for them once; on object storage they are searched for at the same time as the vector."""
         if pool not in self._by_words:
-            words = f"{self.query} {self.reasoning}" if self.reasoning else self.query
-            self._by_words[pool] = self.backend.search_text(without_stop_words(words), pool, self.where)
+            words = without_stop_words(f"{self.query} {self.reasoning}" if self.reasoning else self.query)
+
+            def search() -> list[Scored]:
+                return self.backend.search_text(words, pool, self.where)
+
+            if self.backend.remote:
+                wait = in_thread(search, inside=False)
+                self._by_words[pool] = lambda: wait(None)
+            else:
+                found = search()
+                self._by_words[pool] = lambda: found
         return self._by_words[pool]
 
 

@@ -214,6 +214,7 @@ def run_search(
         backend.check_text()
     started = time.perf_counter()
     hybrid = choose_fusion(backend, model, fusion, vector_weight) if mode == "hybrid" else DEFAULT_FUSION
+    with_words = reasoning_words or (reasoning_words is None and hybrid.reasoning_words)
     ranking = RowRanking(backend, query, mode, where, exact, chunks, hybrid)
     embedded: _Embedded | None = None
     if mode != "text":
@@ -223,9 +224,11 @@ def run_search(
         if read:
             check_reading(model)
         thinking = _Thinking(reasoning, max_reasoning_tokens, reasoning_text)
+        if not with_words:
+            ranking.begin(k)
         embedded = _embed_query(ranking, model, thinking, read, hops)
     done_embedding = time.perf_counter()
-    if reasoning_words or (reasoning_words is None and hybrid.reasoning_words):
+    if with_words:
         ranking = ranking.with_reasoning("" if embedded is None or embedded.trace is None else embedded.trace.text)
     equal: dict[str, list[Row]] | None = {} if explained else None
     order = ranking.best(None if embedded is None else embedded.vector, k, equal)

@@ -138,7 +138,7 @@ def test_a_question_is_answered_both_ways_with_what_the_server_says(open_page, s
         titles = page.locator(f"#{side} .title").all_text_contents()
         assert titles == [hit["title"] or hit["id"] for hit in expected["hits"]]
         figures = page.locator(f"#{side} .figures").text_content()
-        assert re.match(r"[\d.]+ m?s \(model ", figures)
+        assert re.match(r"[\d.]+\sm?s \(model ", figures)
         usage = expected["usage"]
         assert f"{usage['prompt_tokens']} tokens read" in figures
         assert (f"{usage['completion_tokens']} written" in figures) == (side == "on")
@@ -191,7 +191,8 @@ def give(page: Any, off: list[dict[str, Any]], on: list[dict[str, Any]], **more:
     """Answer searches with these hits, directly and with reasoning."""
 
     def answer(route: Any) -> None:
-        direct = route.request.post_data_json["reasoning"] is False
+        asked = route.request.post_data_json
+        direct = asked["reasoning"] is False and not asked.get("read")
         trace = None if direct else {"text": "of trains", "num_tokens": 3, "forced": False}
         usage = {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
         result = {"hits": off if direct else on, "reasoning": trace, "timings": {"reason_ms": 1, "search_ms": 1},
@@ -205,9 +206,9 @@ def give(page: Any, off: list[dict[str, Any]], on: list[dict[str, Any]], **more:
     ("off", "on", "said", "moves"),
     [("abc", "abc", "Reasoning changed nothing in the first 3.", []),
      ("abc", "acb", "Reasoning: 2 moved, the first place kept.", ["▲ from 3", "▼ from 2"]),
-     ("abc", "bxa", "Reasoning: 1 new, 1 gone, 2 moved, another first place.",
-      ["▲ from 2", "new with reasoning", "▼ from 1", "gone, was 3"]),
-     ("abc", "abx", "Reasoning: 1 new, 1 gone, the first place kept.", ["new with reasoning", "gone, was 3"])],
+     ("abc", "bxa", "Reasoning: 1 new, 1 gone, 2 moved, the first place changed.",
+      ["▲ from 2", "new", "▼ from 1", "gone, was 3"]),
+     ("abc", "abx", "Reasoning: 1 new, 1 gone, the first place kept.", ["new", "gone, was 3"])],
 )  # fmt: skip
 def test_the_verdict_names_what_changed(open_page, site: Running, off: str, on: str, said: str, moves: list) -> None:
     page = open_page(site)
@@ -371,11 +372,60 @@ def test_own_words_are_read_in_place_of_the_reasoning(open_page, site: Running) 
 
 def test_what_was_read_is_shown(open_page, site: Running) -> None:
     page = open_page(site)
-    passage = {"id": "a#1", "document": "a", "title": "Railways", "text": "Trains run on rails."}
-    give(page, [hit("a")], [hit("a")], read=[passage])
+    titled = {"id": "a#1", "document": "a", "title": "Railways", "text": "Railways\n\nTrains run on rails."}
+    untitled = {"id": "b", "document": "b", "title": "", "text": "Rails are long. " * 12}
+    give(page, [hit("a"), hit("b")], [hit("b"), hit("c")], reasoning=None, read=[titled, untitled])
+    offer(page, "read")
+    page.select_option("#view", "side")
+    ask(page, "anything")
+    says(page, "#status", "with it in")
+    first, second = page.locator("#read li").all_text_contents()
+    assert first == "Railways Trains run on rails."  # its title once, and no ellipsis
+    assert second == "b " + untitled["text"][:120] + "…"
+    assert page.locator("#reasoning-title").text_content() == "Passages read"
+    assert page.locator("#reasoning-text").bounding_box()["height"] == 0
+    assert page.locator("#verdict").text_content() == "Reading: 1 new, 1 gone, 1 moved, the first place changed."
+    assert page.locator("#columns h2").all_text_contents() == ["Without reading", "With reading"]
+    assert page.locator("#status").text_content().startswith("2 results without reading in ")
+
+
+def offer(page: Any, kind: str) -> None:
+    """Choose a kind of reasoning that the tiny model does not have."""
+    page.locator("#empty").wait_for()
+    page.evaluate(f"document.getElementById('budget').add(new Option('{kind}', '{kind}'))")
+    page.select_option("#budget", kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("latent", "In steps that have no words."), ("auto", "The model's rule did not expect reasoning to help here.")],
+)
+def test_reasoning_without_words_says_why_none_is_shown(open_page, site: Running, kind: str, said: str) -> None:
+    page = open_page(site)
+    give(page, [hit("a")], [hit("a")], reasoning=None)
+    offer(page, kind)
     ask(page, "anything")
     done(page)
-    assert page.locator("#read li").all_text_contents() == ["Railways: Trains run on rails.…"]
+    assert page.locator("#reasoning-end").text_content() == said
+    assert page.locator("#reasoning-text").bounding_box()["height"] == 0
+    verdict = page.locator("#verdict").text_content()
+    assert verdict == ("" if kind == "auto" else "Reasoning changed nothing in the first 1.")
+
+
+def test_a_search_that_finds_nothing_says_so_in_one_line_and_what_to_try(open_page, site: Running) -> None:
+    page = open_page(site)
+    page.select_option("#mode", "text")
+    ask(page, "zxqv")
+    says(page, "#status", "0 results in")
+    nothing = page.locator("#one .none")
+    assert nothing.text_content() == "Nothing was found. No passage has these words: search by meaning."
+    assert nothing.bounding_box()["height"] < 60
+    give(page, [], [])
+    page.evaluate("document.getElementById('folder').add(new Option('away/', 'away/'))")
+    page.evaluate("document.getElementById('folder').value = 'away/'")
+    page.select_option("#mode", "hybrid")
+    done(page)
+    assert nothing.text_content() == "Nothing was found. Search all folders and kinds of files."
 
 
 def test_remembered_reasoning_says_what_it_once_took(open_page, site: Running) -> None:
@@ -384,7 +434,7 @@ def test_remembered_reasoning_says_what_it_once_took(open_page, site: Running) -
     ask(page, "anything")
     done(page)
     assert page.locator("#reasoning-end").text_content() == (
-        "3 tokens, finished by itself. Remembered from an earlier question: writing it took 2.3 s."
+        "3 tokens, finished by itself. Remembered from an earlier question: writing it took 2.3\xa0s."
     )
     assert page.locator("#status").text_content().endswith(" (remembered).")
 
@@ -589,7 +639,7 @@ def test_the_reasoning_is_seen_while_it_is_written_and_escape_stops_it(open_page
         assert page.locator("#reasoning").get_attribute("aria-busy") == "true"
         assert page.locator("#stop").is_visible()
         page.keyboard.press("Escape")
-        says(page, "#status", "Stopped.")
+        says(page, "#status", "Stopped. The results are without reasoning.")
         assert page.locator("#go").is_visible()
         assert page.locator("#problem").text_content() == ""
         assert page.evaluate("document.activeElement.id") == "question"
@@ -707,6 +757,9 @@ def test_a_server_without_an_index_says_how_to_start_one_with(open_page, tiny) -
         page.locator("#no-index").wait_for()
         assert "search-r3 serve notes-index" in page.locator("#no-index pre").text_content()
         assert page.locator("#ask").is_hidden()
+        page.set_viewport_size({"width": 390, "height": 844})
+        clipped = "(e => e.scrollWidth > e.clientWidth)(document.querySelector('#no-index pre'))"
+        assert not page.evaluate(clipped)
 
 
 def test_it_is_accessible_fits_its_screen_and_keeps_the_chosen_colours(open_page, site: Running, barriers) -> None:

@@ -115,6 +115,8 @@ class OptionalFeatures:
     """What the index was made with; `create` and `open` must set it."""
     complete: bool = True
     """Whether the last build ran to its end."""
+    remote: bool = False
+    """Whether reads wait for object storage, so that two of them at the same time take as long as one."""
     table: Any
     """The LanceDB table; only a backend with the capability "streaming" has one."""
     approximate: ApproximateIndex | None = None

@@ -1,7 +1,8 @@
 """`build_index` with many processes that embed: spool the changes, encode them with Ray Data, commit once.
 
 Reading, comparing, hashing, checking and finishing use the local build's functions; only its stages are replaced. A
-worker that dies is replaced, and its tasks are repeated.
+worker that dies is replaced, and its tasks are repeated; what was encoded is not encoded again (`encoded`), not even by
+the next run if the driver dies.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.build_run import BuildRun
 from search_r3.index.build.embedding import BATCH_TOKENS
 from search_r3.index.distributed.cluster import Cluster, cause_of, joined
+from search_r3.index.distributed.encoded import drop_encoded
 from search_r3.index.distributed.ray_worker import Described, EncodeRows, Job, describe
 from search_r3.index.distributed.spool import Spooled, drop_spool, spool_uri, write_spool
 from search_r3.index.encoder_protocol import Encoder
@@ -29,7 +31,7 @@ from search_r3.index.storage.locking import WriteLock, writing
 from search_r3.index.storage.object_store import with_environment
 
 TASK_ROWS = 65_536
-"""Maximum number of rows of a task, which is encoded again when a worker dies; fewer if the corpus is small."""
+"""Maximum number of rows of a task, which is repeated when a worker dies; fewer if the corpus is small."""
 TASKS_PER_WORKER = 4
 """At least this many, so that no worker waits long for the last one."""
 
@@ -56,7 +58,7 @@ def build_distributed(
 
     Ids, hashes and vectors are the same as with `build_index` (vectors up to rounding, as batches differ). All new and
     changed rows become visible in one commit; before it, readers see the old index. Afterwards, documents that the
-    corpus no longer has are removed.
+    corpus no longer has are removed. If this process dies, the same call goes on with what the workers had encoded.
 
     Args:
         path: a folder that all machines share, or a location on object storage (`location.Remote`, or its URI), for
@@ -93,13 +95,13 @@ def build_distributed(
                 build.add_columns(spooled.columns, spooled.widened)
                 build.table.checkout_latest()
                 since = build.table.version
-                job = Job(
-                    load, replace(model, count_tokens=None), build.table.schema, max_length, batch_tokens, batch_size
-                )
+                described, schema = replace(model, count_tokens=None), build.table.schema
+                job = Job(location, load, described, schema, max_length, batch_tokens, batch_size)
                 _encode_and_commit(location, lock, spooled, job, cluster, each, (part_rows, file_rows), since)
                 build.table.checkout_latest()
             _fill_in(report, spooled)
             build.finish(diff, prune, may_prune, approximate_from, ())
+            drop_encoded(location_of(path))
         finally:
             diff.close()
             with suppress(OSError, RuntimeError, ValueError):  # if it is left behind, the next run removes it

@@ -1,6 +1,7 @@
 """The workers: each loads the model and turns spooled rows into rows of the table, with the local build's code.
 
-They keep no state between calls, so any other worker can repeat the batch of a dead one.
+They keep no state between calls, so any other worker can repeat the batch of a dead one, up to what that one had
+encoded (`encoded`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from search_r3.files import expand_user
 from search_r3.index.backends.lance.table_columns import metadata_columns
 from search_r3.index.backends.lance.table_rows import as_arrow
 from search_r3.index.build.embedding import embed, prepare
+from search_r3.index.distributed.encoded import EncodedParts, parts
 from search_r3.index.encoder_protocol import CountTokens, Encoder, document_spaces
-from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA
+from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, TEXT_HASH
+from search_r3.index.storage.location import Location
 
 STORED_VECTOR = "r3_held"
 """Column of a spooled row: its vector, float32 (dimension,), if the index already had its text; else null."""
@@ -75,6 +78,7 @@ class Job:
     """What every worker of a build needs to know.
 
     Attributes:
+        location: the index, next to which encoded parts are kept.
         load: returns the model.
         model: description that the model must match.
         schema: the table's schema.
@@ -82,6 +86,7 @@ class Job:
         batch_tokens, batch_size: maximum sizes of a forward pass, as for `build_index`.
     """
 
+    location: Location
     load: Callable[[], Encoder]
     model: Described
     schema: pa.Schema
@@ -118,7 +123,18 @@ class EncodeRows:
                 new.append(number)
             else:
                 vectors[number] = stored
-        texts = [rows[number][CONTENT].strip() for number in new]
-        prepared = prepare(self.model, texts, job.max_length, job.batch_tokens, job.batch_size)
-        vectors[new] = embed(self.model, prepared, [rows[number]["id"] for number in new], job.max_length)
+        hashes = [rows[number][TEXT_HASH] for number in new]
+        for part in parts(hashes):
+            vectors[new[part]] = self._encoded([rows[number] for number in new[part]], hashes[part])
         return as_arrow(rows, vectors, job.schema)
+
+    def _encoded(self, rows: list[dict[str, Any]], hashes: list[str]) -> np.ndarray:
+        """The vectors of a part, (rows, dimension) float32: as it was kept, or encoded and kept."""
+        job = self.job
+        kept = EncodedParts(job.location, job.model.contract_hash, job.model.dimension)
+        if (vectors := kept.read(hashes)) is None:
+            texts = [row[CONTENT].strip() for row in rows]
+            prepared = prepare(self.model, texts, job.max_length, job.batch_tokens, job.batch_size)
+            vectors = embed(self.model, prepared, [row["id"] for row in rows], job.max_length)
+            kept.write(hashes, vectors)
+        return vectors

@@ -58,26 +58,44 @@ def within_deadline(location: object, operation: str, work: Callable[[], T]) -> 
     if not isinstance(location, Remote) or getattr(_inside, "deadline", False):
         return work()
     seconds = deadline_of(location)
-    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def run() -> None:
-        _inside.deadline = True
-        try:
-            outcome.put((True, work()))
-        except BaseException as error:  # raised again by the caller
-            outcome.put((False, error))
-
-    threading.Thread(target=run, name="storage", daemon=True).start()
+    wait = in_thread(work)
     try:
-        done, result = outcome.get(timeout=seconds)
+        return wait(seconds)
     except queue.Empty:
         raise StorageError(
             f"{location}: {operation} was given up after {seconds:g} s, as the storage is slow or does not answer; "
             f"try again later, or set {DEADLINE_VARIABLE} to more seconds (one request: {TIMEOUT_VARIABLE})"
         ) from None
-    if not done:
-        raise result
-    return result
+
+
+def in_thread(work: Callable[[], T], inside: bool = True) -> Callable[[float | None], T]:
+    """Start `work` in a thread of its own, which ends with the process.
+
+    Args:
+        inside: `work` is part of an operation with a deadline: its own operations have none.
+
+    Returns:
+        A function that waits for the result at most so many seconds (None: without a limit), and returns it or raises
+        what `work` raised. It raises `queue.Empty` if the time has passed, and may be called again.
+    """
+    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        _inside.deadline = inside
+        try:
+            outcome.put((True, work()))
+        except BaseException as error:  # raised again by the caller
+            outcome.put((False, error))
+
+    def wait(seconds: float | None) -> T:
+        done, result = outcome.get(timeout=seconds)
+        outcome.put((done, result))
+        if not done:
+            raise result
+        return result
+
+    threading.Thread(target=run, name="storage", daemon=True).start()
+    return wait
 
 
 def bounded(operation: str) -> Callable[[Callable[Concatenate[Any, P], T]], Callable[Concatenate[Any, P], T]]:

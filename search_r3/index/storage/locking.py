@@ -19,8 +19,8 @@ from search_r3.index.storage.lease import Lease, WriteLock
 from search_r3.index.storage.location import IndexBusy, Remote
 
 LOCK, HOLDER = ".build.lock", ".build.pid"
-SPOOL = "spool.lance"  # left by a distributed build whose driver was killed
-OURS = {LOCK, HOLDER, SPOOL}
+SPOOL, ENCODED = "spool.lance", "encoded.lance"  # left by a distributed build whose driver was killed
+OURS = {LOCK, HOLDER, SPOOL, ENCODED}
 
 
 @contextmanager

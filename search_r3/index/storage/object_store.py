@@ -44,8 +44,11 @@ RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=6)}
 REGION_SECONDS = 5.0
 
 
-def open_objects(location: Remote) -> Any:
+def open_objects(location: Remote, seconds: str | None = None) -> Any:
     """The objects under `location`, as an `obstore.store.ObjectStore`.
+
+    Args:
+        seconds: of a whole request, as LanceDB writes it ("60s"); by default few, for objects of some hundred bytes.
 
     Raises:
         InputError: obstore is not installed, or the credentials need boto3.
@@ -57,7 +60,7 @@ def open_objects(location: Remote) -> Any:
 
     given = {key.lower(): value for key, value in location.options.items()}
     client: dict[str, Any] = {key: value for key, value in given.items() if key in CLIENT_OPTIONS}
-    client["timeout"] = given["connect_timeout"]  # for a whole request, as these objects have only a few hundred bytes
+    client["timeout"] = seconds or given["connect_timeout"]
     client |= {"allow_http": _true(given.get("allow_http") or given.get("aws_allow_http"))}
     settings = {key: value for key, value in given.items() if key not in CLIENT_OPTIONS and "allow_http" not in key}
     others: Any = {"config": settings, "client_options": client, "retry_config": RETRIES}

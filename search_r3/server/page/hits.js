@@ -1,6 +1,6 @@
 // Lists of hits: why each stands where it does, and what reasoning changed.
 // Text from the server or the index only ever becomes text.
-import { fetchJson } from "./server.js";
+import { capital, fetchJson } from "./server.js";
 
 export function element(tag, className, ...content) {
   // An element with texts and elements in it; null and "" are left out.
@@ -20,12 +20,12 @@ export function button(className, text, act) {
 export const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
 export function explained({ hits, explanation, query, index }) {
-  // The hits of a result, each with the question, the index, and what the server says about it (`about`).
+  // The hits, each with the question, the index, and what the server says `about` it.
   return hits.map((hit, i) => ({ ...hit, query, index, about: explanation?.hits[i] ?? {} }));
 }
 
 export function absence({ hits, explanation }) {
-  // That nothing fits well, and which words of the question occur nowhere; "" if there is nothing to say.
+  // That nothing fits well, and which words of the question occur nowhere; perhaps "".
   if (!explanation) return "";
   const parts = hits.length && explanation.hits.every((one) => one.weak) ? ["Nothing here matches well."] : [];
   const words = explanation.missing_words;
@@ -45,24 +45,25 @@ export function merged(off, on = off) {
   return [...rows, ...gone.map((hit) => ({ hit, rank: null, was: before.get(hit.id), change: "gone" }))];
 }
 
-export function verdict(off, on) {
+export function verdict(off, on, what) {
+  // What changed from `off` to `on`, by `what`: reasoning or reading.
   const rows = merged(off, on);
   const count = (change) => rows.filter((row) => row.change === change).length;
   const [fresh, gone, moved] = [count("new"), count("gone"), count("up") + count("down")];
-  if (!fresh && !gone && !moved) return on.length ? `Reasoning changed nothing in the first ${on.length}.` : "";
+  if (!fresh && !gone && !moved) return on.length ? `${capital(what)} changed nothing in the first ${on.length}.` : "";
   const parts = [[fresh, "new"], [gone, "gone"], [moved, "moved"]].filter(([n]) => n).map(([n, what]) => `${n} ${what}`);
-  const first = off[0]?.id === on[0]?.id ? "the first place kept" : "another first place";
-  return `Reasoning: ${[...parts, first].join(", ")}.`;
+  const first = off[0]?.id === on[0]?.id ? "the first place kept" : "the first place changed";
+  return `${capital(what)}: ${[...parts, first].join(", ")}.`;
 }
 
 function movement({ change, was }) {
   if (!change) return null;
-  const text = { new: "new with reasoning", up: `▲ from ${was}`, down: `▼ from ${was}`, gone: `gone, was ${was}` }[change];
-  return element("span", `moved ${change}`, text);
+  const said = { up: `▲ from ${was}`, down: `▼ from ${was}`, gone: `gone, was ${was}` };
+  return element("span", `moved ${change}`, said[change] ?? change);
 }
 
 function why(hit) {
-  // The hit's rank and score in each list that has it, in words; the fused score only as a tooltip.
+  // The hit's rank and score in each list that has it.
   const { ranks, scores } = hit;
   const line = element("p", "why",
     ranks.vector && element("span", "by meaning", `meaning #${ranks.vector} · cosine ${scores.vector.toFixed(2)}`),
@@ -74,8 +75,8 @@ function why(hit) {
 const BESIDE = 240; // characters that are shown of a passage beside an opened one
 
 function fill(place, text, marks, near) {
-  // Put `text` into `place` with its marks (start, end, whose word it is), and the range `near` tinted; in code points.
-  const points = Array.from(text), [from, to] = near ?? [0, 0];
+  // Put `text` into `place` with its marks (start, end, whose word it is) and the range `near`, in code points.
+  const points = [...text], [from, to] = near ?? [0, 0];
   const ends = [...new Set([0, points.length, from, to, ...marks.flatMap(([start, end]) => [start, end])])].sort((a, b) => a - b);
   place.replaceChildren(...ends.slice(1).map((end, i) => {
     const start = ends[i], part = points.slice(start, end).join("");
@@ -95,7 +96,7 @@ function snippetOf(hit) {
   shown.dir = "auto";
   fill(shown, flowing(hit.snippet), marks ?? hit.highlights, hit.near);
   if (span?.[0] > 0) shown.prepend("… ");
-  if (span?.[1] < Array.from(hit.text.trimEnd()).length) shown.append(" …");
+  if (span?.[1] < [...hit.text.trimEnd()].length) shown.append(" …");
   return shown;
 }
 
@@ -103,13 +104,13 @@ function snippetOf(hit) {
 export const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
 function beside({ id, document: name, query, index }, step) {
-  // A paragraph, to be filled with the end of the passage before (-1) or the beginning of the one after (1).
+  // The end of the passage before (-1), or the beginning of the one after (1).
   const shown = element("p", "beside");
   shown.dir = "auto";
   const number = Number(id.slice(name.length + 1)) + step; // ids are "document#number"
   const body = { query, index, where: `id = ${quoted(`${name}#${number}`)}`, k: 1, mode: "vector", reasoning: false };
   if (id !== name && number > 0) fetchJson("v1/search", { body }).then(({ hits: [hit] }) => {
-    const points = Array.from(hit.text), part = step < 0 ? points.slice(-BESIDE) : points.slice(0, BESIDE);
+    const points = [...hit.text], part = step < 0 ? points.slice(-BESIDE) : points.slice(0, BESIDE);
     shown.append(step < 0 ? "… " : "", part.join(""), step < 0 ? "" : " …");
   }).catch(() => {}); // there is none
   return shown;
@@ -130,7 +131,7 @@ function passageOf(hit) {
 const atLine = (path, line) => path && line > 0 && `${path}:${line}`;
 
 function sameOf(hit) {
-  // "+4 documents with the same text", which opens to their places; null if there are none.
+  // "+4 documents with the same text", which opens to their places.
   const same = hit.about.same ?? [];
   if (!same.length) return null;
   return element("details", "same", element("summary", "", `+${plural(same.length, "document")} with the same text`),
@@ -141,7 +142,7 @@ export function sentencesOf(hit) {
   const found = [];
   let start = 0;
   for (const { segment } of new Intl.Segmenter("en", { granularity: "sentence" }).segment(flowing(hit.snippet))) {
-    const end = start + Array.from(segment).length;
+    const end = start + [...segment].length;
     if (/\p{L}/u.test(segment)) found.push([start, end]);
     start = end;
   }
@@ -158,37 +159,34 @@ function pageOf(hit) {
 
 const placeOf = (hit) => (hit.path ? atLine(hit.path, hit.snippet_line) || pageOf(hit) : hit.title && hit.id);
 
-function item(row, name) {
+function item(row) {
   // One row of a list; its title opens and closes the passage.
   const { hit, rank } = row;
   const place = placeOf(hit), { weak } = hit.about;
   const title = button("title", hit.title && hit.title !== hit.path ? hit.title : place || hit.id, () => {
-    title.setAttribute("aria-expanded", String(!isOpen()));
+    title.ariaExpanded = String(!isOpen());
     swap(isOpen() ? passageOf(hit) : snippetOf(hit));
   });
   title.dir = "auto";
-  title.setAttribute("aria-expanded", "false");
-  title.setAttribute("aria-controls", name);
+  title.ariaExpanded = "false";
   let passage = snippetOf(hit);
-  passage.id = name;
   const swap = (next) => {
-    next.id = name;
     passage.replaceWith(next);
     passage = next;
   };
-  const isOpen = () => title.getAttribute("aria-expanded") === "true";
+  const isOpen = () => title.ariaExpanded === "true";
   hit.redraw = () => isOpen() || swap(snippetOf(hit));
   const top = element("div", "top", title, movement(row), weak && element("span", "tag", "weak match"));
   const body = element("div", "", top, place !== title.textContent && place && element("p", "place", place), why(hit), passage, sameOf(hit));
   return element("li", `${row.change === "gone" ? "gone" : ""}${weak ? " weak" : ""}`.trim(), element("span", "rank", rank && `${rank}.`), body);
 }
 
-export function showRows(list, rows) {
-  list.replaceChildren(...rows.map((row, i) => item(row, `${list.id}-passage-${i}`)));
-  if (!rows.length) list.append(element("li", "none", "Nothing was found."));
+export function showRows(list, rows, advice) {
+  list.replaceChildren(...rows.map(item));
+  if (!rows.length) list.append(element("li", "none", `Nothing was found. ${advice}`));
 }
 
-export const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const milliseconds = (ms) => (ms < 1000 ? `${Math.round(ms)}\xa0ms` : `${(ms / 1000).toFixed(1)}\xa0s`);
 
 export function figures({ timings, usage, reasoning }) {
   const { reason_ms: model, search_ms: index } = timings;

@@ -1,6 +1,6 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
 // The address holds the question and its options.
-import { AskError, fetchJson, inWords, search, session, stored, themeButton, vectors } from "./server.js";
+import { AskError, capital, fetchJson, inWords, search, session, stored, themeButton, vectors } from "./server.js";
 import { absence, button, element, explained, figures, merged, milliseconds, plural, quoted, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
@@ -10,19 +10,20 @@ const MORE = 5;
 const READ = 120; // characters that are shown of a passage that was read
 const TINTED = 5; // hits of which the nearest sentence is tinted
 const POLL = 2000; // milliseconds between checks of a server that is still loading
-const SPECIAL = { auto: "where it helps (auto)", latent: "in steps without words (latent)" };
+const SPECIAL = { auto: "where it helps (auto)", latent: "without words (latent)" };
 const STATES = {
   loading: "The server is loading its model…", stopping: "The server is shutting down.",
   index_unavailable: "The index cannot be searched now; the server keeps checking.",
 };
-const OPTIONS = ["index", "budget", "given", "k", "mode", "folder", "type", "view"]; // ids of fields, and names in the address
-const FOUND = ["index", "folder", "type"]; // of those, the fields whose choices depend on what is indexed
+const OPTIONS = ["index", "budget", "given", "k", "mode", "folder", "type", "view"]; // fields, and names in the address
+const FOUND = ["index", "folder", "type"]; // their choices depend on what is indexed
 
 const $ = (id) => document.getElementById(id);
+const hide = (...ids) => { for (const id of ids) $(id).hidden = true; };
 const has = (field, value) => [...field.options].some((option) => option.value === value);
 const wide = window.matchMedia("(min-width: 48rem)");
 const usual = {}; // field -> its default, which the address leaves out
-let running = null; // the AbortController of the question that is being answered
+let running = null; // the AbortController of the question being answered
 let ready = false;
 let answer = null; // {asked, off, on} of the question that is shown
 const reading = 3; // passages to be read
@@ -30,7 +31,7 @@ const reading = 3; // passages to be read
 themeButton($("theme"));
 
 function showProblem(problem) {
-  // One plain line, with "Try again" if that may help, and with a field for the key if one is needed.
+  // One plain line, with "Try again" if that may help, or with a field for the key.
   const { status = 0 } = problem;
   $("problem").textContent = inWords(problem);
   $("again").hidden = status >= 400 && status < 500 && ![408, 429].includes(status);
@@ -43,12 +44,11 @@ function showProblem(problem) {
 
 function clearProblem() {
   $("problem").textContent = "";
-  $("again").hidden = true;
-  $("key-form").hidden = true;
+  hide("again", "key-form");
 }
 
 function readAddress() {
-  // Set the fields to what the address says; what it does not say is the default.
+  // Set the fields to what the address says, or to their defaults.
   const given = new URLSearchParams(location.search);
   $("question").value = given.get("q") ?? "";
   for (const name of OPTIONS) {
@@ -92,8 +92,7 @@ function missing(name, text) {
 }
 
 function chosen() {
-  // What is asked: the body of the direct request, and what the second request has in addition (`thinking`) or null; or
-  // null, with a message, if something is missing.
+  // The body of the direct request, and what the second one has in addition (`thinking`); null if something is missing.
   const query = $("question").value.trim();
   if (!query) {
     $("status").textContent = "Type a question first.";
@@ -132,10 +131,10 @@ async function start({ push = true } = {}) {
     answer = { asked, off: { ...off, hits: explained(off) }, on: null };
     show(asked);
     if (asked.thinking) {
-      $("status").textContent = asked.thinking.read ? "The model is reading…" : "The model is reasoning…";
-      $("reasoning-title").textContent = asked.thinking.read ? "Read" : asked.thinking.reasoning_text ? "Your reasoning" : "Reasoning";
+      $("status").textContent = `The model is ${kindOf(asked.thinking)}…`;
+      $("reasoning-title").textContent = asked.thinking.read ? "Passages read" : asked.thinking.reasoning_text ? "Your reasoning" : "Reasoning";
       $("reasoning").hidden = false;
-      $("reasoning").setAttribute("aria-busy", "true");
+      $("reasoning").ariaBusy = "true";
       const on = await search({ ...asked.body, ...asked.thinking }, mine.signal, (text) => $("reasoning-text").append(text));
       answer.on = { ...on, hits: explained(on) };
       show(asked);
@@ -146,14 +145,14 @@ async function start({ push = true } = {}) {
     if (running !== mine) return; // another question was asked meanwhile
     $("status").textContent = "";
     if (problem.name === "AbortError") {
-      $("status").textContent = "Stopped.";
+      $("status").textContent = answer?.asked === asked ? `Stopped. The results are without ${kindOf(asked.thinking)}.` : "Stopped.";
       if (!$("reasoning-text").textContent) $("reasoning").hidden = true;
       $("question").focus();
     } else showProblem(problem);
   } finally {
     if (running === mine) {
       running = null;
-      $("reasoning").setAttribute("aria-busy", "false");
+      $("reasoning").ariaBusy = "false";
       $("stop").hidden = true;
       $("go").hidden = false;
     }
@@ -161,36 +160,36 @@ async function start({ push = true } = {}) {
 }
 
 function begin() {
-  // A question is asked: results on screen stay, gray, until there are new ones.
+  // Results on screen stay, gray, until there are new ones.
   $("stop").hidden = false;
-  $("go").hidden = true;
-  $("empty").hidden = true;
-  $("reasoning").hidden = true;
+  hide("go", "empty", "reasoning");
   for (const name of ["reasoning-text", "reasoning-end", "read"]) $(name).textContent = "";
   $("results").classList.add("stale");
   $("status").textContent = "Searching…";
 }
 
 function show({ body, thinking }) {
-  // Show the answers so far, in one list or side by side.
   const { off, on } = answer;
-  const side = $("view").value === "side" && Boolean(thinking);
+  const side = $("view").value === "side" && Boolean(thinking), what = kindOf(thinking);
+  const advice = body.mode === "text" ? "No passage has these words: search by meaning." : body.where ? "Search all folders and kinds of files." : "";
   $("results").hidden = false;
   $("results").classList.remove("stale");
   $("one").hidden = side;
   $("columns").hidden = !side;
   if (side) {
-    showRows($("off-hits"), merged(off.hits));
-    if (on) showRows($("on-hits"), merged(off.hits, on.hits).filter((row) => row.rank));
+    showRows($("off-hits"), merged(off.hits), advice);
+    if (on) showRows($("on-hits"), merged(off.hits, on.hits).filter((row) => row.rank), advice);
     else $("on-hits").replaceChildren();
-    $("off").querySelector(".figures").textContent = figures(off);
-    $("on").querySelector(".figures").textContent = on ? figures(on) : "reasoning…";
-  } else showRows($("hits"), merged(off.hits, on?.hits));
+    for (const [name, one] of [["off", off], ["on", on]]) {
+      $(`${name}-title`).textContent = `With${name === "on" ? "" : "out"} ${what}`;
+      $(`${name}-figures`).textContent = one ? figures(one) : `${what}…`;
+    }
+  } else showRows($("hits"), merged(off.hits, on?.hits), advice);
   $("absent").textContent = absence(on ?? off);
-  $("verdict").textContent = on ? verdict(off.hits, on.hits) : "";
+  $("verdict").textContent = on && !unreasoned(on, thinking) ? verdict(off.hits, on.hits, what) : "";
   if (on) {
     if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
-    $("read").replaceChildren(...(on.read ?? []).map(({ title, document: name, text }) => element("li", "", `${title || name}: ${text.slice(0, READ)}…`)));
+    $("read").replaceChildren(...(on.read ?? []).map(passageRead));
     $("reasoning-end").textContent = endOfReasoning(on, thinking);
   }
   const { k } = body, most = Math.min(k + MORE, MOST_RESULTS);
@@ -199,12 +198,12 @@ function show({ body, thinking }) {
 }
 
 async function tint({ body, thinking }, signal) {
-  // Tint the sentence of each of the first hits that is nearest to the question, as the model embeds both.
+  // Tint the sentence of each hit that is nearest to the question, as the model embeds both.
   const hits = (answer.on ?? answer.off).hits.slice(0, TINTED), model = $("model").textContent;
   try {
     const parts = hits.flatMap((hit) => sentencesOf(hit).map(([start, end]) => ({ hit, start, end })));
     if (body.mode === "text" || parts.length <= hits.length) return;
-    const input = parts.map(({ hit, start, end }) => Array.from(hit.snippet).slice(start, end).join(""));
+    const input = parts.map(({ hit, start, end }) => [...hit.snippet].slice(start, end).join(""));
     const [query] = await vectors({ model, input: body.query, input_type: "query", reasoning: Number(thinking?.reasoning) || false }, signal);
     const near = await vectors({ model, input }, signal);
     parts.forEach(({ hit, start, end }, i) => {
@@ -215,10 +214,20 @@ async function tint({ body, thinking }, signal) {
   } catch { /* it was only a help */ }
 }
 
+const kindOf = (thinking) => (thinking?.read ? "reading" : "reasoning");
+const unreasoned = (result, { reasoning: budget }) => budget === "auto" && !result.reasoning;
+
+function passageRead({ title, document: name, text }) {
+  // A passage that the model read, which begins with its title.
+  const rest = text.slice(title && text.startsWith(title) ? title.length : 0).trim();
+  return element("li", "", element("b", "", title || name), ` ${rest.slice(0, READ)}${rest.length > READ ? "…" : ""}`);
+}
+
 function endOfReasoning(result, { reasoning: budget, reasoning_text: given }) {
   const trace = result.reasoning;
   if (given) return `${trace.num_tokens} tokens, given by you.`;
-  if (!trace) return budget === "auto" ? "The model's rule did not expect reasoning to help here." : "";
+  if (unreasoned(result, { reasoning: budget })) return "The model's rule did not expect reasoning to help here.";
+  if (!trace) return budget === "latent" ? "In steps that have no words." : "";
   if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
   const tokens = `${trace.num_tokens} tokens`;
   const count = !trace.forced ? `${tokens}, finished by itself.` : trace.num_tokens >= budget ? `Cut off at ${tokens}.` : `${tokens}.`;
@@ -226,11 +235,11 @@ function endOfReasoning(result, { reasoning: budget, reasoning_text: given }) {
   return once ? `${count} Remembered from an earlier question: writing it took ${milliseconds(once)}.` : count;
 }
 
-function summary({ off, on }) {
+function summary({ asked, off, on }) {
   const cut = off.usage.truncated_texts ? ` Only the first ${off.usage.prompt_tokens} tokens of the question were read.` : "";
   const one = plural(off.hits.length, "result");
   const text = on
-    ? `${one} without reasoning in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}${on.remembered_ms ? " (remembered)" : ""}.`
+    ? `${one} without ${kindOf(asked.thinking)} in ${milliseconds(off.seen)}, ${on.hits.length} with it in ${milliseconds(on.seen)}${on.remembered_ms ? " (remembered)" : ""}.`
     : `${one} in ${milliseconds(off.seen)}.`;
   return text + cut;
 }
@@ -285,7 +294,7 @@ function clear() {
   running?.abort();
   answer = null;
   clearProblem();
-  for (const name of ["results", "reasoning"]) $(name).hidden = true;
+  hide("results", "reasoning");
   $("status").textContent = "";
   $("empty").hidden = false;
   document.title = "Search-R3";
@@ -324,8 +333,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function choices(name, all, usually) {
-  // Let a field offer [value, text] each; it is hidden if there is only one. What was chosen already stays, even while
-  // the server's limits were being loaded.
+  // Let a field offer [value, text] each; what was chosen already stays. A single choice is hidden.
   const field = $(name);
   let before = field.value || usually;
   field.replaceChildren(...all.map(([value, text]) => new Option(text, value)));
@@ -339,7 +347,7 @@ function choices(name, all, usually) {
 }
 
 function offer(limits, mayRead) {
-  // The kinds and budgets of reasoning that the server allows; `limits` is the schema of `reasoning`.
+  // The kinds of reasoning that the server allows; `limits` is the schema of `reasoning`.
   const kinds = limits?.anyOf ?? [];
   const most = kinds.find((one) => one.type === "integer")?.maximum ?? USUAL_BUDGET;
   const budgets = BUDGETS.filter((one) => one <= most);
@@ -347,7 +355,7 @@ function offer(limits, mayRead) {
   choices("budget", [
     ...budgets.map((one) => [String(one), `up to ${one} tokens`]),
     ...kinds.filter((one) => one.const).map((one) => [one.const, SPECIAL[one.const] ?? one.const]),
-    ...(mayRead ? [["read", `none, after reading ${reading} passages`]] : []),
+    ...(mayRead ? [["read", `none, read ${reading} passages`]] : []),
     ["given", "my own words"],
     ["off", "none"],
   ], String(Math.min(USUAL_BUDGET, budgets.at(-1))));

@@ -18,7 +18,7 @@ export function themeButton(button) {
   const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
   function name() {
     button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", isDark() ? "Light colors" : "Dark colors");
+    button.ariaLabel = `${button.textContent} colors`;
   }
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
@@ -30,7 +30,7 @@ export function themeButton(button) {
 }
 
 export class AskError extends Error {
-  // An error to show instead of an answer; `wait` is the number of seconds before a retry.
+  // An error to show; `wait` is in seconds.
   constructor(message, { status = 0, wait = null, code = "" } = {}) {
     super(message);
     Object.assign(this, { status, wait, code });
@@ -38,7 +38,7 @@ export class AskError extends Error {
 }
 
 async function* eventsOf(body) {
-  // The server-sent events of a response: {event, data}, with data parsed and comments left out.
+  // The server-sent events of a response as {event, data}.
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -65,7 +65,7 @@ async function refusal(response) {
 }
 
 async function answered(path, { body, signal } = {}) {
-  // The response to GET, or to POST of `body` as JSON, with the key if there is one; throws if it is an error.
+  // The response to GET, or to POST of `body` as JSON; throws if it is an error.
   const headers = body ? { "Content-Type": "application/json" } : {};
   const key = stored(session, "api-key");
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -94,13 +94,15 @@ export async function search(body, signal, onText) {
   throw new AskError("the connection ended before the answer came");
 }
 
+export const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
 export function inWords(problem) {
   // An error as one plain sentence.
   let text = problem instanceof AskError ? problem.message
     : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
       : `the answer could not be read (${problem.message})`;
   if (problem.status === 401) text = stored(session, "api-key") ? "this key is not known to the server" : "this server wants a key: paste it below";
-  text = text[0].toUpperCase() + text.slice(1);
+  text = capital(text);
   const { wait = null } = problem;
   if (wait !== null) text += ` (in about ${wait} ${wait === 1 ? "second" : "seconds"})`;
   return `${text}.`.replace("?.", "?");

@@ -52,7 +52,7 @@ from search_r3.index.index_info import ApproximateIndex, FullText, IndexInfo
 from search_r3.index.index_sources import UNKNOWN, SourceCount, SourceRecord
 from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, ROW_HASH, SOURCE, TEXT_HASH, VECTOR
 from search_r3.index.storage.deadline import bounded, within_deadline
-from search_r3.index.storage.location import Location, brief, failed_storage, files_lost, storage_errors
+from search_r3.index.storage.location import Location, Remote, brief, failed_storage, files_lost, storage_errors
 
 TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide between equal scores
 EXACT_MATCHES = 20_000  # if a filter leaves fewer rows, all are compared: a few milliseconds
@@ -87,6 +87,7 @@ class LanceBackend(IndexBackend):
         self.path: Path | str = location
         self.location: Location = location  # type: ignore[assignment]  # only this backend has remote indexes
         self.table, self.info = table, info
+        self.remote = isinstance(location, Remote) and getattr(table, "fetched", None) is None
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and the index opened at it
         self._has_full_text = False

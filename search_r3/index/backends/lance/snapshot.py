@@ -7,19 +7,37 @@ LanceDB table that a search uses. It does not follow other writers' commits.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from search_r3.index.storage.location import Location, options_of
+from search_r3.index.backends.lance.approximate import read_approximate
+from search_r3.index.backends.lance.fetching import fetch_small
+from search_r3.index.storage.location import Location, Remote, options_of
+
+BLOCK = 8 * 2**20
+"""Bytes that are read together on object storage, where a request lasts as long as some megabytes, of an index whose
+searches read all vectors anyway. Lance's default, 64 KiB, makes a search of a small index wait for 20 requests."""
 
 
 class LanceSnapshot:
-    """The Lance dataset of `table` at `location`. Raises ValueError or OSError if there is no readable one."""
+    """The Lance dataset of `table` at `location`. Raises ValueError or OSError if there is no readable one.
+
+    Attributes:
+        fetched: the temporary folder that has all of it, if it is small and on object storage; else None.
+    """
 
     def __init__(self, location: Location, table: str) -> None:
         import lance
 
-        self._dataset = lance.dataset(f"{location}/{table}.lance", storage_options=options_of(location))
+        self.fetched = fetch_small(location, table) if isinstance(location, Remote) else None
+        if self.fetched is not None:
+            location = Path(self.fetched.name)
+        uri, options = f"{location}/{table}.lance", options_of(location)
+        block = BLOCK if isinstance(location, Remote) else None
+        self._dataset = lance.dataset(uri, storage_options=options, block_size=block)
+        if isinstance(location, Remote) and read_approximate(self) is not None:  # a search reads a few rows only
+            self._dataset = lance.dataset(uri, int(self._dataset.version), storage_options=options)
         self.tags = self._dataset.tags
 
     @property
