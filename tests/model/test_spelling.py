@@ -9,14 +9,14 @@ from search_r3.model.spelling import LETTERS, SEEN, WORDS, SpellingCorrector
 SPELLING = SpellingCorrector(["python", "delete", "folder", "folded", "don't", "emperor"], ["polars", "pythons"])
 
 
-@pytest.mark.parametrize("typed", ["pyhton", "pyton", "pytthon", "pythom", "pythonn", "pytho"])
+@pytest.mark.parametrize("typed", ["pyhton", "pyton", "pytthon", "pythom", "pythonn", "pytho", "pythun"])
 def test_a_word_at_one_edits_distance_is_corrected(typed: str) -> None:
     assert SPELLING(f"a {typed}, (typed)") == "a python, (typed)"
 
 
 @pytest.mark.parametrize(
     "query",
-    ["ython", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()", "foldèr", "ポーランド",
+    ["ython", "pythonk", "pytqon", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()", "foldèr", "ポーランド",
      "", "PyHton is", "an acronym PYHTON here", "https://pyhton"],
 )  # fmt: skip
 def test_anything_else_stays(query: str) -> None:
@@ -28,12 +28,12 @@ def test_words_keep_their_case() -> None:
     assert SPELLING("DELETE THE FOLDRE NOW") == "DELETE THE FOLDER NOW"
 
 
-def test_slips_of_the_fingers_come_before_other_letters_and_then_frequent_words_before_rare_ones() -> None:
-    assert SPELLING.corrected("foldee") == "folder"
-    spelling = SpellingCorrector(["delta", "delete", "deleted"])
+def test_slips_of_the_fingers_come_before_other_vowels_and_then_frequent_words_before_rare_ones() -> None:
+    spelling = SpellingCorrector(["delta", "delete", "deleted", "folder", "folded"])
     assert spelling.corrected("delte") == "delete"
+    assert spelling.corrected("delti") == "delta"
     assert spelling.corrected("deltz") == "delta"
-    assert spelling.corrected("deleteed") == "deleted"
+    assert spelling.corrected("foldee") == "folder"
 
 
 def test_punctuation_and_spaces_stay() -> None:
