@@ -32,8 +32,8 @@ def data_query_normalizer(
     """Learn words from documents, so that "who was genhgis khan" is embedded as "Who was Genghis Khan" is.
 
     A word that no document has is taken for a typo of a frequent one, if one slip of a finger is between them; a query
-    typed in one case gets the usual case of its words. Queries of the data sets are not read. An adapter gets the file by
-    `query_normalizer` in a recipe of stage 1, or by --query-normalizer of train average; no document is changed by it.
+    typed in one case gets the usual case of its words. Queries of the data sets are not read. An adapter gets the file
+    by `query_normalizer` in a recipe of stage 1, or by --query-normalizer of train average; documents stay as they are.
 
     \b
     Example:  search-r3 data query-normalizer words.json hotpotqa scifact --wordnet

@@ -67,7 +67,7 @@ class SpellingCorrector:
 
         Slips of the fingers come first: two letters swapped, one left out, one doubled, or a key beside the right one
         (Zhuang and Zuccon, arXiv 2204.00716). Then one vowel for another. Among these, the most frequent word. Other
-        edits are left alone: new names are more often at their distance from a word ("uptimed", "websocketd") than typos.
+        edits are left alone: they make new names ("uptimed", "websocketd") more often than typos.
         """
         if len(word) < LETTERS or word in self.rank or word in self.known:
             return word
