@@ -16,8 +16,8 @@ def test_a_word_at_one_edits_distance_is_corrected(typed: str) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["ython", "pythonk", "pytqon", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()", "foldèr",
-     "ポーランド", "", "PyHton is", "an acronym PYHTON here", "https://pyhton"],
+    ["ython", "pythonk", "pytqon", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()",
+     "foldèr", "ポーランド", "", "PyHton is", "an acronym PYHTON here", "https://pyhton"],
 )  # fmt: skip
 def test_anything_else_stays(query: str) -> None:
     assert SPELLING(query) == query
