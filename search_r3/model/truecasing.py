@@ -11,13 +11,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from search_r3.model.capitals import is_all_capitals
 
 SEEN = 2
-"""Times that a word, or two words in a row, must be seen to be known."""
+"""Times that a word must be seen outside names for these occurrences to decide, instead of all."""
 UNIGRAM_SHARE = 0.5
 """The share of a word's occurrences that its most frequent spelling must exceed to be used everywhere."""
 BIGRAM_SHARE = 0.7
@@ -81,38 +81,31 @@ class Truecaser:
 
     @classmethod
     def learn(cls, texts: Iterable[str], titles: Iterable[str] = (), names: Iterable[str] = ()) -> Truecaser:
-        """Count the spellings of every word.
+        """Count the spellings of every word, beside every other word, and alone: in no name of several words, so that
+        "New York City" says nothing about "city".
 
         Args:
             texts: prose, of which no word counts that begins a sentence or a quotation.
             titles: titles of documents, of which every word counts.
-            names: names of a lexicon; their words need not be seen more than once.
+            names: names of a lexicon.
         """
         words: dict[str, Counter[str]] = {}
+        alone: dict[str, Counter[str]] = {}
         after: dict[tuple[str, str], Counter[str]] = {}
         before: dict[tuple[str, str], Counter[str]] = {}
-        whole = itertools.chain(
-            ((text, True) for text in texts),
-            ((title, False) for title in titles),
-            ((name, False) for name in names for _ in range(SEEN)),
-        )
+        whole = itertools.chain(((text, True) for text in texts), ((text, False) for text in (*titles, *names)))
         for text, is_prose in whole:
-            left = left_word = ""
-            end, left_begins = 0, True
-            for match in _WORD.finditer(text):
-                word, lowered, between = match[0], match[0].lower(), text[end : match.start()]
-                begins = is_prose and (not end or _BREAKS.search(between) is not None)
-                adjacent = end > 0 and not between.strip()
-                if not begins:
-                    words.setdefault(lowered, Counter())[word] += 1
-                    if adjacent:
-                        after.setdefault((left, lowered), Counter())[word] += 1
-                if adjacent and not left_begins:
-                    before.setdefault((left, lowered), Counter())[left_word] += 1
-                left, left_word, left_begins, end = lowered, word, begins, match.end()
-        usual = {word: spelling for word, spelling in _usual(words, UNIGRAM_SHARE).items() if spelling != word}
-        behind = _usual(after, BIGRAM_SHARE)
-        ahead = _usual(before, BIGRAM_SHARE)
+            for seen in _occurrences(text, is_prose):
+                words.setdefault(seen.lowered, Counter())[seen.word] += 1
+                if is_prose and not seen.in_name:
+                    alone.setdefault(seen.lowered, Counter())[seen.word] += 1
+                if seen.left:
+                    after.setdefault((seen.left, seen.lowered), Counter())[seen.word] += 1
+                if seen.right:
+                    before.setdefault((seen.lowered, seen.right), Counter())[seen.word] += 1
+        spelled = _usual(words, UNIGRAM_SHARE) | _usual(alone, UNIGRAM_SHARE, SEEN)
+        usual = {word: spelling for word, spelling in spelled.items() if spelling != word}
+        behind, ahead = _usual(after, BIGRAM_SHARE), _usual(before, BIGRAM_SHARE)
         return cls(
             usual,
             {pair: spelling for pair, spelling in behind.items() if spelling != usual.get(pair[1], pair[1])},
@@ -161,13 +154,39 @@ def _adjacent(text: str, end: int, start: int) -> bool:
     return not text[end:start].strip()
 
 
-def _usual(counts: dict[Any, Counter[str]], share: float) -> dict[Any, str]:
+def _usual(counts: dict[Any, Counter[str]], share: float, seen: int = 1) -> dict[Any, str]:
     """The most frequent spelling of each key that is seen often enough, where it is frequent enough."""
     usual = {}
     for key, spellings in counts.items():
         total = spellings.total()
-        if total >= SEEN:
+        if total >= seen:
             spelling = min(spellings, key=lambda one: (-spellings[one], one))
             if spellings[spelling] > share * total:
                 usual[key] = spelling
     return usual
+
+
+class _Occurrence(NamedTuple):
+    word: str
+    lowered: str
+    left: str
+    """The lower-case word before it, "" for none."""
+    right: str
+    in_name: bool
+    """It has a capital, and so has a word beside it."""
+
+
+def _occurrences(text: str, is_prose: bool) -> Iterator[_Occurrence]:
+    """The words of a text whose case is their own: of prose, not those that begin a sentence or a quotation."""
+    found = list(_WORD.finditer(text))
+    lowered = [match[0].lower() for match in found]
+    between = [text[: found[0].start()]] if found else []
+    between += [text[a.end() : b.start()] for a, b in itertools.pairwise(found)]
+    begins = [is_prose and (i == 0 or _BREAKS.search(gap) is not None) for i, gap in enumerate(between)]
+    adjacent = [i > 0 and not gap.strip() for i, gap in enumerate(between)] + [False]
+    capital = [match[0] != small for match, small in zip(found, lowered, strict=True)]
+    for i, match in enumerate(found):
+        if not begins[i]:
+            named = (adjacent[i] and capital[i - 1] and not begins[i - 1]) or (adjacent[i + 1] and capital[i + 1])
+            left, right = lowered[i - 1] if adjacent[i] else "", lowered[i + 1] if adjacent[i + 1] else ""
+            yield _Occurrence(match[0], lowered[i], left, right, capital[i] and named)

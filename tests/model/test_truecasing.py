@@ -61,9 +61,14 @@ class TestWords:
         assert Truecaser.learn(["Apples fall. Apples rise."] * 3).words == {}
         assert Truecaser.learn([], titles=["Apples", "Apples"]).words == {"apples": "Apples"}
 
-    def test_a_word_must_be_seen_twice_but_a_name_once(self) -> None:
-        assert Truecaser.learn(["in Hungary"]).words == {}
+    def test_a_word_needs_to_be_seen_once(self) -> None:
+        assert Truecaser.learn(["in Hungary"]).words == {"hungary": "Hungary"}
         assert Truecaser.learn([], names=["Genghis Khan"]).words == {"genghis": "Genghis", "khan": "Khan"}
+
+    def test_names_of_several_words_say_nothing_about_a_word_alone(self) -> None:
+        learned = Truecaser.learn(["in New York City, in Kansas City, in Mexico City; a city, or the city of"])
+        assert learned("the city is new york city") == "The city is New York City"
+        assert Truecaser.learn(["in Kansas City, a city"] * 3, ["Quebec City", "City"])("a city") == "A city"
 
     def test_a_word_in_several_cases_is_written_in_the_usual_one(self) -> None:
         often = ["an Apple"] * 2 + ["an apple"] * 3
