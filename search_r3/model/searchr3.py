@@ -218,6 +218,12 @@ class SearchR3:
                 self.checkpoint.query_normalizer.save(scratch)
             self.write_golden(scratch)
 
+    @property
+    def enough_tokens(self) -> int | None:
+        """Tokens of documents beyond which one call of `encode_document` is no faster per token; None if unknown."""
+        enough: int | None = getattr(self.documents.engine, "enough_tokens", None)
+        return enough
+
     def encode_document(
         self,
         texts: Sequence[Text],

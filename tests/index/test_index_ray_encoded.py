@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from search_r3.index.backends.lance.table_columns import table_schema
 from search_r3.index.backends.lance.table_rows import make_row
 from search_r3.index.chunking.chunker import chunk_document
 from search_r3.index.row_keys import VECTOR
+from search_r3.index.storage.location import Remote
 from search_r3.index.storage.locking import ENCODED
 
 lance = pytest.importorskip("lance", reason="Lance is not installed: pip install 'search-r3[search]'")
@@ -63,6 +65,20 @@ def test_a_part_is_found_by_its_texts_and_its_model(kept, tmp_path):
     drop_encoded(tmp_path)
     assert not (tmp_path / ENCODED).exists()
     drop_encoded(tmp_path)
+
+
+@pytest.mark.slow
+def test_parts_on_object_storage_are_kept_and_removed_too(s3):
+    from search_r3.index.storage.object_store import open_objects
+
+    place = Remote(f"s3://bucket/encoded/{uuid.uuid4().hex}").for_writing()
+    kept, hashes, vectors = EncodedParts(place, "a" * 64, 8), hashes_of("a", "b", "c"), unit_rows(3)
+    assert kept.read(hashes) is None
+    kept.write(hashes, vectors)
+    np.testing.assert_array_equal(kept.read(hashes), vectors)
+    drop_encoded(place)
+    assert [one for batch in open_objects(place).list() for one in batch] == []
+    drop_encoded(place)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 200])

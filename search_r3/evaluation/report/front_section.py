@@ -23,7 +23,7 @@ from search_r3.evaluation.systems import BASELINES
 
 KINDS = {
     "on": "its own reasoning",
-    "latent": "latent steps",
+    "latent": "reasoning in latent steps",
     "given": "given reasoning",
     "written": "another model's reasoning",
     "read": "reading the first hits",
@@ -32,6 +32,8 @@ KINDS = {
     "given.shuffled": "another query's given reasoning",
     "read.shuffled": "another query's first hits",
 }
+NAMED = 3
+"""Data sets that a sentence names; more are named below it."""
 UNTESTED = "°"
 """Marks a data set that was not tested, because its data are not available."""
 
@@ -135,6 +137,8 @@ def _reasoning(loaded: Results) -> Answer:
     others = _by_kind([kind for kind in found if is_control(kind.mode)], models, usual)
     controls = [f"{name} {changes}" for name, changes in others]
     note += f" Controls: {'; '.join(controls)}." if controls else ""
+    many = dict.fromkeys(kind.datasets for kind in found if kind.datasets != usual and len(kind.datasets) > NAMED)
+    note += "".join(f" {len(names)} data sets: {', '.join(names)}." for names in many)
     return Answer(question, verdict, f"Against the direct embedding, {'; '.join(parts)}.", note + _content(loaded))
 
 
@@ -153,9 +157,16 @@ def _by_kind(found: Sequence[Kind], models: Mapping[str, str], usual: tuple[str,
     grouped: dict[str, list[str]] = {}
     for kind in found:
         where = f" in {models[kind.model]}" if len(models) > 1 else ""
-        where += "" if kind.datasets == usual else f" on {', '.join(kind.datasets)}"
+        count = len(kind.datasets)
+        on = f" on {', '.join(kind.datasets)}" if count <= NAMED else f", over {count} data sets"
+        where += "" if kind.datasets == usual else on
         grouped.setdefault(_kind(kind), []).append(f"{_signed(kind.change)}{where}")
-    return [(name, " and ".join(changes)) for name, changes in grouped.items()]
+    return [(name, _listed(changes)) for name, changes in grouped.items()]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"."""
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), words[-1]])
 
 
 def _cost(loaded: Results, ranked: Ranking | None) -> Answer:

@@ -381,8 +381,10 @@ def _counted(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _verdict(pairs: Sequence[Mapping[str, Any]]) -> str:
-    helped = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
-    harmed = [r["dataset"] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
+    models = short_models(r["model"] for r in pairs)
+    named = {id(r): f"{r['dataset']} ({models[r['model']]})" if len(models) > 1 else r["dataset"] for r in pairs}
+    helped = [named[id(r)] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] > 0]
+    harmed = [named[id(r)] for r in pairs if r["p_corrected"] < LEVEL and r["difference"] < 0]
     summary = f"Of {len(pairs)} comparisons of a model with and without reasoning, "
     if not helped and not harmed:
         return summary + "none shows a significant difference (p < 0.05 after correction)."

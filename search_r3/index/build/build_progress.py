@@ -99,7 +99,8 @@ class BuildProgress:
             parts = [f"{max(self._now.count, self._documents):,} documents" + (f" ({share:.0%})" if share else "")]
         parts.append(f"{self._chunks:,} chunks embedded")
         if self._chunks and self._busy:
-            parts.append(f"{self._chunks / self._busy:.1f} chunks/s")
+            rate = self._chunks / self._busy
+            parts.append(f"{rate:.1f} chunks/s" if rate >= 1 else f"{SECONDS_PER_MINUTE * rate:.1f} chunks/min")
         if (left := self.seconds_left) is not None:
             parts.append(f"{in_words(left)} left")
         return ", ".join(parts)

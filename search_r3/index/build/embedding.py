@@ -43,7 +43,8 @@ def _counter(model: Encoder) -> CountTokens | None:
 def prepare(
     model: Encoder, texts: Sequence[str], max_length: int | None, batch_tokens: int, batch_size: int | None
 ) -> Prepared:
-    """Tokenize, if the encoder does that ahead, and batch texts of similar length."""
+    """Tokenize, if the encoder does that ahead, and batch texts of similar length, in batches that are no larger than
+    the encoder gains from: progress is reported after each."""
     limit = max_length or DOCUMENT_TOKENS
     ready: list[Any] = list(texts)
     lengths = [min(limit, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
@@ -54,7 +55,8 @@ def prepare(
     elif texts:
         counts = (_counter(model) or estimated_tokens)(texts)
     truncated = sum(count > limit for count in counts)
-    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated, lengths)
+    budget = min(batch_tokens, getattr(model, "enough_tokens", None) or batch_tokens)
+    return Prepared(ready, list(by_length(lengths, budget, batch_size or len(ready))), truncated, lengths)
 
 
 def by_length(lengths: Sequence[int], budget: int, most: int) -> Iterator[list[int]]:

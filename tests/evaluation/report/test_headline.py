@@ -115,6 +115,17 @@ def test_the_three_answers_in_words():
     assert worse[1].startswith("No: it harms.")
 
 
+def test_many_data_sets_are_named_below_the_sentence_and_models_listed_in_plain_english():
+    results = made(MEANS | {"r3-x-grpo.on": 0.5, "r3-x-new.off": 0.5, "r3-x-new.on": 0.4})
+    for name in ("more", "still-more"):
+        scores = {f"r3-x-new.{mode}": {f"q{i}": m for i in range(110)} for mode, m in (("off", 0.5), ("on", 0.4))}
+        results.by_dataset[name] = DatasetComparison(name, scores=scores)
+    sentence = said(results)[1]
+    assert "by 0.000 (0.000 to 0.000) in sft, −0.050 (−0.050 to −0.050) in grpo and −0.100" in sentence
+    assert "in new, over 4 data sets;" in sentence
+    assert sentence.endswith(" 4 data sets: large, other, more, still-more.")
+
+
 def test_without_judgments_nothing_is_claimed():
     results = made(without=tuple(QUERIES))
     assert [line.split(".")[0] for line in said(results)] == [

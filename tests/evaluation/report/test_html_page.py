@@ -261,6 +261,14 @@ def test_a_verdict_needs_a_corrected_p_below_the_level(results, root):
         assert verdicts == ["down"] * marks + ["untested"]  # the second system has no test
 
 
+def test_the_verdict_on_reasoning_names_the_models_where_there_are_several(results, root):
+    found = load_results(results, None, root)
+    row = found.pairs[0] | {"p_corrected": 0.01, "difference": -0.1}
+    found.pairs = [row | {"model": "r3-sft"}, row | {"model": "r3-grpo"}]
+    verdict = next(s for s in sections(found) if s.name == "reasoning").blocks[0].text
+    assert "2 show a significant loss: topics (sft), topics (grpo) (p < 0.05 after correction)." in verdict
+
+
 def test_a_win_below_the_shown_documents_says_where_the_relevant_one_stands(results, root):
     found = load_results(results, None, root)
     row = found.by_dataset["topics"].examples["mine"]["worst"][0]

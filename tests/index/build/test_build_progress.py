@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from search_r3 import SearchR3
 from search_r3.index import build_index
 from search_r3.index.build.build_progress import BuildProgress, in_words
+from search_r3.index.build.embedding import prepare
 from search_r3.index.readers.path_source import Amount, open_source
 
 TOTAL = Amount(100, 1_000_000)
@@ -53,6 +56,22 @@ def test_a_resumed_run_does_not_take_the_speed_of_what_was_done_before():
 def test_an_update_of_few_changes_does_not_expect_to_embed_everything():
     progress = run([1000] * 100, new=[0.1] * 100, upto=50)
     assert progress.seconds_left == pytest.approx(5, rel=0.02)
+
+
+@pytest.mark.parametrize(("enough", "budget", "batches"), [(None, 1000, 1), (202, 1000, 4), (202, 101, 8)])
+def test_batches_are_no_larger_than_the_encoder_gains_from(enough: int | None, budget: int, batches: int):
+    texts = ["four" * 100] * 8  # 101 tokens each, as estimated by their length
+    prepared = prepare(SimpleNamespace(enough_tokens=enough), texts, None, budget, None)
+    assert len(prepared.batches) == batches
+
+
+def test_a_slow_build_says_its_rate_by_the_minute():
+    progress = run([1000] * 100, upto=10, seconds_per_byte=0.2)
+    assert "10 of 100 files, 1,000 chunks embedded, 30.0 chunks/min, about 5.0 h left" in progress.text
+
+
+def test_on_a_cpu_progress_is_seen_every_few_thousand_tokens(tiny: SearchR3):
+    assert tiny.enough_tokens == 4096
 
 
 def test_without_a_total_there_is_no_estimate():
