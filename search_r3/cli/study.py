@@ -79,10 +79,10 @@ def study(
     Next:     read results/studies/cosqa/NAME.json: examples, per-query scores, the curve of mode auto
     """
     silence_transformers()
+    from search_r3.evaluation.records import SMALL
     from search_r3.evaluation.study.controls import ControlConfig
     from search_r3.evaluation.study.study import StudyConfig, run_study
     from search_r3.evaluation.study.study_table import study_markdown
-    from search_r3.evaluation.suite import SMALL
     from search_r3.model.resolve import default_model
 
     config = StudyConfig(

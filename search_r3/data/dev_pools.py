@@ -1,8 +1,8 @@
 """Fixed pools for comparing checkpoints during training: small enough to encode often, never trained on.
 
 A pool is a subset of a data set, chosen by a seeded hash of the ids, so all runs are compared on the same texts. No
-pool uses a test split. Scores on a pool are higher than on the whole corpus, since it has fewer distractors; `dev_set`
-gives the same queries over the whole corpus.
+pool uses a test split, except those of NanoBEIR, whose queries are from BEIR's test splits. Scores on a pool are higher
+than on the whole corpus, since it has fewer distractors; `dev_set` gives the same queries over the whole corpus.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from search_r3.data.beir import BeirDataset, choose_pool, load_beir, read_reasoning
 from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.io.hub_beir import ALL_OF_NANOBEIR, nanobeir_name
 from search_r3.data.sources.beir_pairs import is_held_out
 from search_r3.errors import InputError
 from search_r3.hints import refuse_unknown
@@ -32,15 +33,16 @@ def dev_pool(
 
     Args:
         kind: "cosqa" or "nfcorpus" (their split dev), "scifact" (the train claims with int(_id) % 8 == 0, which recipes
-            leave out with `hold_out_modulus: 8`), or "hotpotqa_more", "entailmentbank" or "strategyqa" (the train
-            queries with zlib.crc32(_id) % 8 == 0, left out with `hold_out: crc32` as well; their split dev is a test).
+            leave out with `hold_out_modulus: 8`), "hotpotqa_more", "entailmentbank" or "strategyqa" (the train
+            queries with zlib.crc32(_id) % 8 == 0, left out with `hold_out: crc32` as well; their split dev is a test),
+            or "nanobeir:SciFact" (a part of NanoBEIR: do not report BEIR's measures of a checkpoint chosen by it).
         data_root: where the data sets are (see `find_dataset`).
         max_queries, max_documents: limits; fewer queries are used if their judged documents would be too many. A query
             with more than `MAX_JUDGED` of them is never used.
         seed: selects the pool.
 
     Returns:
-        The data set, named "KIND.dev".
+        The data set, named "KIND.dev" ("NanoSciFact.dev").
 
     Raises:
         InputError: the kind is unknown, a limit is below 1, or the data set is missing or broken.
@@ -60,7 +62,7 @@ def dev_pool(
             f"dev pool {kind}: one query alone has {len(pool.corpus)} judged documents, more than max_documents "
             f"{max_documents}; raise it"
         )
-    pool.name = f"{kind}.dev"
+    pool.name = f"{whole.name}.dev"
     return pool
 
 
@@ -72,6 +74,9 @@ def dev_set(kind: str, data_root: str | Path | None = None) -> BeirDataset:
     Raises:
         InputError: the kind is unknown, or the data set is missing or broken.
     """
+    if kind.startswith(f"{ALL_OF_NANOBEIR}:"):
+        part = nanobeir_name(kind.partition(":")[2])
+        return load_beir(find_dataset(kind, data_root), "test", name=f"Nano{part}")
     refuse_unknown([kind], tuple(POOLS), "dev pool", what="kind")
     split, modulus, rule = POOLS[kind]
     folder = find_dataset(kind, data_root)

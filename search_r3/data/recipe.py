@@ -232,16 +232,17 @@ def read_recipe(path: Path, kinds: Mapping[str, DataSource]) -> dict[str, Any]:
 
 def _check_names(sources: list[dict[str, Any]], path: Path) -> None:
     """Check that each of a user's own files has a different name, since the ids of its pairs begin with it."""
-    named: dict[str, int] = {}
+    named: dict[tuple[str, str], int] = {}
     for number, source in enumerate(sources, start=1):
-        if source["kind"] == "pairs":
+        kind = source["kind"]
+        if kind in ("pairs", "datasets"):
             name = source.get("name") or default_name(source["path"])
-            if name in named:
-                both = f'source {named[name]} is also called "{name}"'
+            if (kind, name) in named:
+                both = f'source {named[kind, name]} is also called "{name}"'
                 raise InputError(
-                    f'{path}, source {number} (pairs): {both}; give one another "name", since ids begin with it'
+                    f'{path}, source {number} ({kind}): {both}; give one another "name", since ids begin with it'
                 )
-            named[name] = number
+            named[kind, name] = number
 
 
 def _check_source(source: Any, where: str, kinds: Mapping[str, DataSource]) -> None:

@@ -11,6 +11,8 @@ from search_r3.data.beir import BeirDataset
 from search_r3.errors import InputError
 from search_r3.files import sha256_of
 
+SMALL = ".small"
+"""How the name of a fixed sub-corpus ends."""
 MAX_LISTED = 20
 """Most ids that a record lists of anything."""
 

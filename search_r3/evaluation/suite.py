@@ -18,16 +18,18 @@ from typing import Any
 
 from search_r3.data.beir import BeirDataset, available_splits, dataset_name, load_beir, small
 from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.io.hub_beir import with_nanobeir
 from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.data.reasoning.reasoning_writer import ReasoningWriter
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.given_reasoning import FILE as REASONING_FILE
-from search_r3.evaluation.given_reasoning import UPPER_BOUNDS, WRITTEN, GivenReasoning, check_reasoning_files
+from search_r3.evaluation.given_reasoning import WRITTEN, GivenReasoning, check_reasoning_files
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
-from search_r3.evaluation.records import MAX_LISTED, finished_record, ignored_ids, unjudged_copies
+from search_r3.evaluation.records import MAX_LISTED, SMALL, finished_record, ignored_ids, unjudged_copies
+from search_r3.evaluation.remarks import progress_line
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
 from search_r3.evaluation.systems import MODES, Answers, SearchR3System, System, check_modes, check_spec, open_systems
 from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
@@ -39,7 +41,6 @@ DEPTH = 100
 SPLITS = dict.fromkeys(("hotpotqa", "hotpotqa_more", "strategyqa", "entailmentbank"), "dev")
 """Data sets that are tested on another split than "test" (the test labels of HotpotQA and StrategyQA are not
 public)."""
-SMALL = ".small"
 VARIANT_RECORDS = "query_variants"
 """The folder for records of changed queries, which must not be mixed into the tables of results."""
 CONTROL_RECORDS = "controls"
@@ -102,7 +103,8 @@ def evaluate(
     """Evaluate every system on every data set; returns the contents of the metrics files, system by system.
 
     Args:
-        datasets: names under the data root, or BEIR folders; "NAME.small" is the fixed sub-corpus of 500 documents.
+        datasets: names under the data root, or BEIR folders; "NAME.small" is the fixed sub-corpus of 500 documents,
+            "nanobeir" all parts of NanoBEIR.
         systems: see `systems.open_systems`.
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
@@ -132,6 +134,7 @@ def evaluate(
     """
     check_modes(modes)
     check_kinds(queries)
+    datasets = with_nanobeir(datasets)
     if not datasets or not systems:
         raise InputError("nothing to evaluate: give at least one data set and one system")
     specs, available = [], []
@@ -192,45 +195,6 @@ def evaluate(
                     records.append(record)
                     report(progress_line(record, fresh))
     return records
-
-
-def progress_line(record: dict[str, Any], fresh: bool) -> str:
-    """One line about a metrics record: its measures and remarks; `fresh` is False if it existed already."""
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in record["measures"].items())
-    line = f"{record['dataset']} {record['system']}: {shown}" + ("" if fresh else " (already there)")
-    return "; ".join([line, *remarks(record)])
-
-
-def remarks(record: dict[str, Any]) -> list[str]:
-    """What a reader of a metrics record must know about its data: missing and empty documents, which no system can
-    find; queries without an answer, which count as 0; queries that are documents of the corpus; and unjudged copies of
-    relevant documents."""
-    missing, empty, unanswered = (
-        record.get(f"num_{name}", 0) for name in ("missing_documents", "empty_documents", "missing_queries")
-    )
-    lines = []
-    if record["dataset"].removesuffix(SMALL) in UPPER_BOUNDS and record.get("given_reasoning", {}).get("own"):
-        lines.append("its given reasoning states the answer: an upper bound")
-    if missing:
-        lines.append(f"{missing:,} relevant documents are not in the corpus ({', '.join(record['missing_documents'])})")
-    if empty:
-        lines.append(f"{empty:,} documents are empty and never found")
-    if unanswered:
-        lines.append(f"{unanswered:,} of {record['num_queries']:,} queries have no answer and count as 0")
-    if record.get("ignore_identical_ids"):
-        lines.append(f"a document with a query's own id is left out, for {record['num_identical_ids']:,} queries")
-    elif inside := record.get("num_queries_in_corpus", 0):
-        lines.append(
-            f"{inside:,} queries are documents of the corpus, by id and text, and find themselves; "
-            "--ignore-identical-ids leaves these out"
-        )
-    if copies := record.get("num_unjudged_copies", 0):
-        lines.append(
-            f"{copies:,} documents are copies of a relevant document ({', '.join(record['unjudged_copies'][:3])}"
-            f"{', ...' if copies > 3 else ''}) without a judgment, and count as not relevant, for "
-            f"{record['num_queries_with_unjudged_copies']:,} queries"
-        )
-    return lines
 
 
 def evaluate_system(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from search_r3.data.io.hub_beir import with_nanobeir
 from search_r3.data.query_variants import ORIGINAL, check_kinds
 from search_r3.errors import InputError
 from search_r3.evaluation.baselines.external_models import FILE_ENDINGS
@@ -68,7 +69,8 @@ class SuitePlan:
     systems: list[str]
     """bm25, all-minilm-l6-v2, st:MODEL, or a SearchR3 model by name or folder; LABEL=SPEC names it in the results."""
     datasets: list[str]
-    """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents."""
+    """Names below the data root, or BEIR folders; NAME.small is the fixed part of 50 queries and 500 documents, and
+    nanobeir all parts of NanoBEIR."""
     modes: list[
         Literal[
             "off",
@@ -115,6 +117,7 @@ class SuitePlan:
 
     def __post_init__(self) -> None:
         check_kinds(self.queries)
+        self.datasets = with_nanobeir(self.datasets)
         for name in ("systems", "datasets", "modes", "queries"):
             given = getattr(self, name)
             twice = [item for i, item in enumerate(given) if item in given[:i]]

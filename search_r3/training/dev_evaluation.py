@@ -13,14 +13,18 @@ import torch
 from search_r3 import metrics
 from search_r3.data.beir import BeirDataset
 from search_r3.data.dev_pools import dev_pool
+from search_r3.data.io.hub_beir import with_nanobeir
 from search_r3.ranking import top_k
 from search_r3.training.losses import alignment, uniformity
 from search_r3.training_curves import ERROR
 
 
 def load_dev_pools(config: Any) -> list[BeirDataset]:
-    """The dev pools of a recipe: its `dev`, `data_root`, `dev_queries` and `dev_documents`."""
-    return [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in config.dev]
+    """The dev pools of a recipe: its `dev` ("nanobeir" is all its parts), `data_root`, `dev_queries` and
+    `dev_documents`.
+    """
+    names = with_nanobeir(config.dev)
+    return [dev_pool(name, config.data_root, config.dev_queries, config.dev_documents, 0) for name in names]
 
 
 def dev_metrics(

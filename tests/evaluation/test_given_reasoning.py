@@ -13,9 +13,10 @@ from search_r3.data.reasoning.reasoning_writer import ReasoningWriter
 from search_r3.data.synthesis.writers import Reply, Usage
 from search_r3.errors import InputError
 from search_r3.evaluation import suite
+from search_r3.evaluation.remarks import remarks
 from search_r3.evaluation.runs import read_gzip_lines, read_run
 from search_r3.evaluation.shuffling import derangement
-from search_r3.evaluation.suite import evaluate, load_dataset, remarks
+from search_r3.evaluation.suite import evaluate, load_dataset
 from search_r3.evaluation.systems import SearchR3System
 from search_r3.retrievers.dense import exact_search
 

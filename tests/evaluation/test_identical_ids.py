@@ -15,6 +15,7 @@ from search_r3.data.beir import BeirDataset, Document, load_beir, small, write_b
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG
 from search_r3.evaluation.publish.tables import results_markdown
+from search_r3.evaluation.remarks import remarks
 from search_r3.evaluation.rollouts.reasoning_rewards import score_embeddings
 from search_r3.evaluation.rollouts.rollout_measurement import RolloutConfig, measure_rollouts
 from search_r3.evaluation.runs import drop_identical_ids, read_gzip_lines, read_run
@@ -23,7 +24,7 @@ from search_r3.evaluation.study.controls import ControlConfig
 from search_r3.evaluation.study.fusion_controls import fuse_runs
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.study.study import StudyConfig, make_context, run_study
-from search_r3.evaluation.suite import evaluate, load_dataset, remarks
+from search_r3.evaluation.suite import evaluate, load_dataset
 from search_r3.evaluation.suite_config import SuitePlan, run_suite
 from search_r3.evaluation.systems import open_systems
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from search_r3.data.beir import BeirDataset, Document, write_beir
 from search_r3.evaluation.publish.tables import results_markdown
 from search_r3.evaluation.records import unjudged_copies
-from search_r3.evaluation.suite import evaluate, remarks
+from search_r3.evaluation.remarks import remarks
+from search_r3.evaluation.suite import evaluate
 
 
 def dataset(qrels: dict[str, dict[str, int]]) -> BeirDataset:

@@ -21,8 +21,8 @@ def available_datasets(root: str | Path | None = None) -> list[str]:
 
 
 def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
-    """The folder of a data set: an existing path as given, else `name` below the data root; "ir_datasets:NAME" and
-    "mteb:TASK" are downloaded there on first use (see `remote_datasets`).
+    """The folder of a data set: an existing path as given, else `name` below the data root; "ir_datasets:NAME",
+    "mteb:TASK", "hf:OWNER/NAME" and "nanobeir:NAME" are downloaded there on first use (see `remote_datasets`).
 
     Raises:
         InputError: there is no data set of that name; the message lists the available ones and suggests the nearest.

@@ -1,7 +1,8 @@
-"""Data sets of ir_datasets and MTEB by name, downloaded once and kept below the data root as BEIR folders.
+"""Data sets of ir_datasets, MTEB and the Hugging Face hub by name, downloaded once and kept as BEIR folders.
 
 `ir_datasets:beir/scifact/test` (https://ir-datasets.com) has judgments for one split, here called "test";
-`mteb:SciFact` has those that MTEB evaluates on. Both require their package, and a network on first use.
+`mteb:SciFact` has those that MTEB evaluates on; `hf:OWNER/NAME` and `nanobeir:SciFact` are read by `hub_beir`. Each
+requires its package, and a network on first use.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.data.beir import DATA_VARIABLE, BeirDataset, Document, resolve_root, write_beir
+from search_r3.data.io.hub_beir import HubBeir, nanobeir_name, open_hub_beir, stamp_of
 from search_r3.errors import InputError
 from search_r3.files import atomic_path
 from search_r3.optional import require
@@ -56,7 +58,9 @@ def fetch(name: str, data_root: str | Path | None = None) -> Path:
 
     package, _, rest = name.partition(":")
     root = resolve_root(data_root)
-    slug = re.sub(r"[^\w.-]+", "_", rest.strip("/")).strip("._")
+    if package == "nanobeir":
+        rest = nanobeir_name(rest)
+    slug = re.sub(r"[^\w.-]+", "_", rest.strip("/")).strip("._") + (stamp_of(rest) if package == "hf" else "")
     if not slug:
         raise InputError(f"{name} is not the name of a data set; expected a name such as {_EXAMPLES[package]}")
     target = root / package / slug
@@ -192,7 +196,29 @@ def _one_corpus(fetched: Fetched, name: str) -> Fetched:
     return fetched
 
 
-# -------------------------------------------------------------------------------------------------------------- both
+# ----------------------------------------------------------------------------------------------------------- the hub
+
+
+def _from_hub(name: str) -> Fetched:
+    return _read_hub(f"hf:{name}", lambda: open_hub_beir(name))
+
+
+def _from_nanobeir(name: str) -> Fetched:
+    return _read_hub(f"nanobeir:{name}", lambda: open_hub_beir(f"{NANOBEIR}/Nano{name}"))
+
+
+def _read_hub(name: str, opened: Callable[[], HubBeir]) -> Fetched:
+    with _told(name):
+        found = opened()
+        fetched = Fetched({}, found.origin)
+        corpus = [Document(row_id, title, text) for row_id, title, text in found.documents()]
+        queries = list(found.queries())
+        for split in found.splits:
+            fetched.splits[split] = _dataset(name, corpus, queries, found.judgments(split), fetched)
+    return fetched
+
+
+# --------------------------------------------------------------------------------------------------------------- all
 
 
 def _dataset(
@@ -252,5 +278,17 @@ def _told(name: str) -> Iterator[None]:
         ) from error
 
 
-_PACKAGES: dict[str, Callable[[str], Fetched]] = {"ir_datasets": _from_ir_datasets, "mteb": _from_mteb}
-_EXAMPLES = {"ir_datasets": "ir_datasets:beir/scifact/test", "mteb": "mteb:SciFact"}
+NANOBEIR = "sentence-transformers/NanoBEIR-en"
+"""The data set of the hub that sentence-transformers' NanoBEIREvaluator reads too."""
+_PACKAGES: dict[str, Callable[[str], Fetched]] = {
+    "ir_datasets": _from_ir_datasets,
+    "mteb": _from_mteb,
+    "hf": _from_hub,
+    "nanobeir": _from_nanobeir,
+}
+_EXAMPLES = {
+    "ir_datasets": "ir_datasets:beir/scifact/test",
+    "mteb": "mteb:SciFact",
+    "hf": "hf:mteb/scifact",
+    "nanobeir": "nanobeir:SciFact",
+}

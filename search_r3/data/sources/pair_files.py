@@ -7,7 +7,7 @@ depending on the recipe's `damaged`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ def own_pairs(
     kind = Path(file.stem).suffix if file.suffix in PACKED else file.suffix
     if kind.lower() not in FORMATS:
         raise InputError(f"{file}: expected a file ending in {', '.join(FORMATS)}, optionally compressed (.gz)")
-    if not isinstance(license, str) or not license.strip():
-        raise InputError('"license" is empty; give the license of the pairs, or "unknown"')
+    check_license(license)
     name = name or default_name(path)
     records = Records(damaged, file.parent, html_allowed=True)
     if kind.lower() in FORMATS[:2]:
@@ -68,24 +67,58 @@ def own_pairs(
     else:
         usual = "\t" if kind.lower() == ".tsv" else ","
         rows = _table(file, usual, parse_delimiter(delimiter), header, (query, positive, *negatives), records)
+    pairs = collect_pairs(
+        rows,
+        source=f"pairs:{name}",
+        query=query,
+        positive=positive,
+        negatives=negatives,
+        records=records,
+        place=lambda number: f"{file.name}, line {number}",
+    )
+    return records.built(pairs, {"license": license})
+
+
+def check_license(license: str) -> None:
+    """Raise InputError for an empty license."""
+    if not isinstance(license, str) or not license.strip():
+        raise InputError('"license" is empty; give the license of the pairs, or "unknown"')
+
+
+def collect_pairs(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    *,
+    source: str,
+    query: str,
+    positive: str,
+    negatives: Sequence[str],
+    records: Records,
+    place: Callable[[int], str],
+) -> list[TrainingPair]:
+    """The pairs of a table's rows, in order and without duplicates; `records` gets what was dropped.
+
+    Args:
+        rows: (number, column -> value); a pair's id is SOURCE:NUMBER.
+        query, positive, negatives: names of columns.
+        place: a row's number -> where it is, for messages.
+    """
     pairs: list[TrainingPair] = []
     seen: set[tuple[str, str]] = set()
     for number, row in rows:
-        where = f"{file.name}, line {number}"
         try:
             asked, answer = (_text(row, column) for column in (query, positive))
             others = tuple(dict.fromkeys(text for column in negatives for text in _texts(row, column)))
             if answer in others:
                 raise InputError("the positive is among the negatives")
         except InputError as error:
-            records.fault(where, "no pair", str(error))
+            records.fault(place(number), "no pair", str(error))
             continue
         if (asked, answer) in seen:
             records.dropped["duplicate"] += 1
             continue
         seen.add((asked, answer))
-        pairs.append(TrainingPair(f"pairs:{name}:{number}", asked, answer, others, source=f"pairs:{name}"))
-    return records.built(pairs, {"license": license})
+        pairs.append(TrainingPair(f"{source}:{number}", asked, answer, others, source=source))
+    return pairs
 
 
 def default_name(path: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from search_r3.data.beir import BeirDataset, beir_files, load_beir, read_reasoning
 from search_r3.data.io.find_dataset import find_dataset
+from search_r3.data.io.hf_datasets import local_files
 from search_r3.data.io.input_stamps import below, described
 from search_r3.data.pairs import TrainingPair
 from search_r3.data.sources.beir_pairs import HOLD_OUT, cloze_pairs, query_pairs, title_pairs
@@ -24,6 +25,7 @@ from search_r3.data.sources.debian import debian_pairs, descriptions_file
 from search_r3.data.sources.dictionaries import dictd_files, dictd_pairs, wordnet_files, wordnet_pairs
 from search_r3.data.sources.docstrings import STDLIB, docstring_pairs, find_package, source_files
 from search_r3.data.sources.generated_questions import question_pairs
+from search_r3.data.sources.hf_pairs import hf_pairs
 from search_r3.data.sources.manuals import man_files, man_pairs, pydoc_files, pydoc_pairs
 from search_r3.data.sources.pair_files import own_pairs
 from search_r3.data.sources.records import Records
@@ -194,6 +196,15 @@ def _files(
     return DataSource(build, reads, {"path": str} | keys, needed)
 
 
+def _hf_pairs(settings: Settings, seed: int, data_root: DataRoot) -> BuiltPairs:
+    return hf_pairs(**{key: value for key, value in settings.items() if key != "optional"})
+
+
+def _read_by_hf_pairs(settings: Settings, data_root: DataRoot) -> dict[str, Path]:
+    found = local_files(settings["path"])
+    return below(_common(found), found) if found else {}
+
+
 def _common(files: list[Path]) -> Path:
     """The deepest folder that contains all files."""
     folder = files[0].parent
@@ -242,6 +253,13 @@ SOURCES: dict[str, DataSource] = {
         lambda path: [Path(path)],
         {"query": str, "positive": str, "negatives": list, "header": bool, "delimiter": str}
         | {"name": str, "license": str},
+        ("path", "license"),
+    ),
+    "datasets": DataSource(
+        _hf_pairs,
+        _read_by_hf_pairs,
+        {"path": str, "split": str, "subset": str, "revision": str, "query": str, "positive": str, "negatives": list}
+        | {"rows": int, "streaming": bool, "name": str, "license": str},
         ("path", "license"),
     ),
 }

@@ -15,8 +15,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.evaluation.markdown_table import markdown_table
 from search_r3.evaluation.measures import MEASURES, MRR, NDCG, RECALL
-from search_r3.evaluation.records import read_record
-from search_r3.evaluation.suite import SMALL
+from search_r3.evaluation.records import SMALL, read_record
 from search_r3.evaluation.systems import BASELINES
 from search_r3.evaluation.variant_system import is_variant, variants_markdown
 

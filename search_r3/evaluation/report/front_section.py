@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.publish.tables import MODE_LABELS
+from search_r3.evaluation.records import SMALL
 from search_r3.evaluation.report.axes import number
 from search_r3.evaluation.report.headline import FEW, Difference, Estimate, Kind, Ranking, differences, kinds, ranking
 from search_r3.evaluation.report.interval_plots import GRAY, Mark, Row, interval_plot
@@ -18,7 +19,6 @@ from search_r3.evaluation.report.plot_parts import WIDTH, Plot
 from search_r3.evaluation.report.quality_section import EVALUATE
 from search_r3.evaluation.report.study_section import STUDY, against_off
 from search_r3.evaluation.report.system_names import is_control, models_of, short_names, split_mode
-from search_r3.evaluation.suite import SMALL
 from search_r3.evaluation.systems import BASELINES
 
 KINDS = {

@@ -13,10 +13,10 @@ import numpy as np
 
 from search_r3.evaluation.given_reasoning import GIVEN_MODES, UPPER_BOUNDS
 from search_r3.evaluation.measures import NDCG
+from search_r3.evaluation.records import SMALL
 from search_r3.evaluation.report.load_results import Results
 from search_r3.evaluation.report.system_names import is_control, split_mode
 from search_r3.evaluation.significance import RESAMPLES, bootstrap_interval, macro_interval, paired
-from search_r3.evaluation.suite import SMALL
 from search_r3.evaluation.systems import BASELINES
 
 FEW = 100

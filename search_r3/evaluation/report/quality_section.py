@@ -10,6 +10,8 @@ from typing import Any
 
 from search_r3.evaluation.measures import MEASURES, NDCG
 from search_r3.evaluation.publish.tables import MEANING
+from search_r3.evaluation.records import SMALL
+from search_r3.evaluation.remarks import remarks
 from search_r3.evaluation.report.comparison import LEVEL, RECALL_10
 from search_r3.evaluation.report.headline import FEW, few
 from search_r3.evaluation.report.interval_plots import GRAY, Mark, Row, difference_mark, interval_plot
@@ -35,7 +37,6 @@ from search_r3.evaluation.report.plot_parts import WIDTH, Plot
 from search_r3.evaluation.report.svg import gain_plot
 from search_r3.evaluation.report.system_names import models_of, short_models, short_names
 from search_r3.evaluation.significance import macro_interval
-from search_r3.evaluation.suite import SMALL, remarks
 
 EVALUATE = "search-r3 evaluate --dataset scifact --system bm25 --system models/NAME"
 UNTESTED = "untested"

@@ -29,7 +29,7 @@ from search_r3.errors import InputError
 from search_r3.evaluation.embedding_cache import EmbeddingCache
 from search_r3.evaluation.json_format import as_json
 from search_r3.evaluation.provenance import provenance
-from search_r3.evaluation.records import finished_record, ignored_ids
+from search_r3.evaluation.records import SMALL, finished_record, ignored_ids
 from search_r3.evaluation.rollouts.reasoning_rewards import (
     EDGES,
     MEASURED_REWARDS,
@@ -41,7 +41,7 @@ from search_r3.evaluation.rollouts.reasoning_rewards import (
     summarize,
 )
 from search_r3.evaluation.runs import read_gzip_lines, write_jsonl_gzip
-from search_r3.evaluation.suite import SMALL, dataset_hash, load_dataset
+from search_r3.evaluation.suite import dataset_hash, load_dataset
 from search_r3.evaluation.systems import SearchR3System, check_spec, model_name, open_systems, split_label
 from search_r3.files import atomic_write_text, sha256_of
 from search_r3.retrievers.dense import BUNDLED

@@ -20,6 +20,8 @@ from search_r3.evaluation.examples import best_and_worst, read_traces
 from search_r3.evaluation.json_format import as_json
 from search_r3.evaluation.measures import NDCG, Measured, measure_run
 from search_r3.evaluation.provenance import hardware, provenance
+from search_r3.evaluation.records import MAX_LISTED, SMALL
+from search_r3.evaluation.remarks import progress_line, remarks
 from search_r3.evaluation.runs import read_run
 from search_r3.evaluation.significance import compare_family, paired
 from search_r3.evaluation.study.adaptive_curve import add_adaptive
@@ -35,16 +37,12 @@ from search_r3.evaluation.study.latency import time_mode
 from search_r3.evaluation.study.reasoning_cache import ReasoningCache
 from search_r3.evaluation.suite import (
     DEPTH,
-    MAX_LISTED,
-    SMALL,
     SPLITS,
     dataset_hash,
     evaluate_system,
     existing_record,
     load_dataset,
     paths,
-    progress_line,
-    remarks,
 )
 from search_r3.evaluation.systems import BASELINES, SearchR3System, System, check_spec, open_systems
 from search_r3.files import atomic_write_text

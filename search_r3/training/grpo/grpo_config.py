@@ -157,7 +157,8 @@ class GRPOConfig:
     staleness_eval_rows: int = 1000
     """Random documents that the staleness evaluation re-encodes, in addition to its queries' live top 100."""
     dev: list[str] = field(default_factory=lambda: ["cosqa", "scifact"])
-    """Dev pools whose mean nDCG@10 with reasoning chooses the best adapter; without dev pools, the dev reward does."""
+    """Dev pools whose mean nDCG@10 with reasoning chooses the best adapter; without dev pools, the dev reward does. See
+    stage 1 for their names."""
     data_root: str | None = None
     """The folder of the data sets; by default, the environment variable SEARCH_R3_DATA."""
     dev_queries: int = 100

@@ -195,7 +195,9 @@ class SFTConfig:
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """"auto": eager on a CPU (where sdpa's backward pass is slower), sdpa on a GPU."""
     dev: list[str] = field(default_factory=lambda: ["cosqa", "scifact"])
-    """Dev pools that choose the best adapter, by their mean nDCG@10 without reasoning."""
+    """Dev pools that choose the best adapter, by their mean nDCG@10 without reasoning: cosqa, nfcorpus, scifact,
+    hotpotqa_more, entailmentbank, strategyqa; or nanobeir:NAME, or nanobeir for all of NanoBEIR (fetched on first use;
+    its queries are test queries of BEIR, so report no BEIR measures of an adapter chosen by them)."""
     data_root: str | None = None
     """The folder of the dev sets; by default, the environment variable SEARCH_R3_DATA."""
     dev_queries: int = 100

@@ -28,6 +28,10 @@ class LanceSnapshot:
     """
 
     def __init__(self, location: Location, table: str) -> None:
+        self._location, self._table = location, table
+        self._open(location, table)
+
+    def _open(self, location: Location, table: str) -> None:
         import lance
 
         self.fetched = fetch_small(location, table) if isinstance(location, Remote) else None
@@ -52,7 +56,10 @@ class LanceSnapshot:
 
     def checkout_latest(self) -> None:
         """Move to the newest version."""
-        self._dataset = self._dataset.checkout_version(self._dataset.latest_version)
+        if self.fetched is not None:
+            self._open(self._location, self._table)
+        else:
+            self._dataset = self._dataset.checkout_version(self._dataset.latest_version)
 
     def count_rows(self, where: str | None = None) -> int:
         """The number of rows, or of those that match the filter."""

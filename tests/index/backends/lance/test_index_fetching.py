@@ -60,6 +60,14 @@ def test_a_small_index_is_read_by_few_requests_and_a_large_one_where_it_is(place
     assert not folder.exists()
 
 
+def test_the_newest_version_of_a_small_index_is_fetched_anew(place, model):
+    build_index(place, DOCUMENTS, model)
+    index = SearchIndex.open_snapshot(place)
+    build_index(place, [*DOCUMENTS, SourceDocument("new", "", "a new one")], model)
+    assert len(index) == 30
+    assert len(index.latest()) == 31
+
+
 def test_what_lacks_a_file_is_left_to_lance(place, model, s3):
     """As when a file was removed between the list of names and the reading."""
     build_index(place, DOCUMENTS, model)
