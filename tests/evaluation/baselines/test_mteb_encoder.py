@@ -202,3 +202,40 @@ def test_bad_settings_are_refused(mteb_encoder, model):
         mteb_encoder.SearchR3Encoder(model, max_length=0)
     with pytest.raises(InputError, match="no model"):
         mteb_encoder.SearchR3Encoder("smolm2-135m")
+
+
+def test_result_files_are_those_of_mteb_and_finished_ones_are_kept(mteb, mteb_encoder, model, dataset, tmp_path):
+    from search_r3.evaluation.baselines.mteb_results import write_mteb_results
+
+    encoder = mteb_encoder.SearchR3Encoder(model, reasoning=False)
+    (file,) = write_mteb_results(encoder, [as_task(dataset)], tmp_path)
+    meta = encoder.mteb_model_meta
+    folder = tmp_path / "results" / f"search-r3__{model.name}" / model.contract_hash
+    assert file.is_relative_to(folder)
+    assert file.parts[-3:] == ("experiments", meta.experiment_name, "Made.json")
+    written = json.loads(file.read_text())
+    assert written.keys() >= {"task_name", "dataset_revision", "mteb_version", "scores", "evaluation_time"}
+    (scores,) = written["scores"]["test"]
+    assert scores["main_score"] == pytest.approx(ours(model, "off", dataset)[NDCG], abs=1e-4)
+    assert json.loads((file.parent / "model_meta.json").read_text())["revision"] == model.contract_hash
+    assert (file.parent / "run_settings.jsonl").is_file()
+    again = mteb.results.TaskResult.from_disk(file)
+    assert again.task_name == "Made"
+    encoder.encode = None  # a second evaluation would fail
+    assert write_mteb_results(encoder, [as_task(dataset)], tmp_path) == [file]
+
+
+def test_results_that_are_no_numbers_and_unknown_tasks_are_refused(mteb, mteb_encoder, model, dataset, tmp_path):
+    from search_r3.evaluation.baselines.mteb_results import write_mteb_results
+
+    encoder = mteb_encoder.SearchR3Encoder(model, reasoning=False)
+    with pytest.raises(InputError, match="MTEB has no task 'SciFakt'"):
+        write_mteb_results(encoder, ["SciFakt"], tmp_path)
+    with pytest.raises(InputError, match="no MTEB task was given"):
+        write_mteb_results(encoder, [], tmp_path)
+    (file,) = write_mteb_results(encoder, [as_task(dataset)], tmp_path)
+    written = json.loads(file.read_text())
+    written["scores"]["test"][0]["main_score"] = 2.0
+    file.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"Made\.json: ndcg_at_10 of test is 2\.0; delete it"):
+        write_mteb_results(encoder, [as_task(dataset)], tmp_path)
