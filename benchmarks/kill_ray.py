@@ -108,10 +108,10 @@ class Cluster:
         from ray.cluster_utils import Cluster as RayCluster
 
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-        os.environ |= {"RAY_raylet_start_wait_time_s": "300", "RAY_health_check_timeout_ms": "60000"}  # a busy machine
+        os.environ |= {"RAY_health_check_timeout_ms": "60000"}  # a busy machine
         memory = {"object_store_memory": 80 * 2**20}
         self._settings = {"num_cpus": WORKERS, **memory}
-        head = {"num_cpus": 1, "include_dashboard": False, **memory}
+        head = {"num_cpus": 0, "include_dashboard": False, **memory}  # no worker runs where nothing can be killed
         self._cluster = RayCluster(initialize_head=True, head_node_args=head)
         self.nodes = [self._cluster.add_node(**self._settings) for _ in range(2)]
         self._cluster.wait_for_nodes()
