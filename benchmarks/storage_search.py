@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,28 +76,13 @@ class Times(list[str]):
 def slow_storage() -> Iterator[Any]:
     """moto's server with a bucket, behind an address that can be slow; the environment leads there."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from moto.server import ThreadedMotoServer
-    from storage_faults import storage
+    from storage_faults import s3_bucket, s3_variables, storage
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
-    with urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed)):
-        pass
-    with storage(f"http://{host}:{port}") as found:
+    with s3_bucket() as url, storage(url) as found:
         found.requests = Times()
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": found.url,
-        }
+        os.environ |= s3_variables(found.url)
         yield found
-    running.stop()
 
 
 def sequential(times: list[float], delay: float) -> int:

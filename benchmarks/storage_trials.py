@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 import traceback
-import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -204,26 +203,11 @@ class Trial:
 @contextlib.contextmanager
 def faulty_storage() -> Iterator[Any]:
     """moto's server with a bucket, behind an address that can fail; the environment leads there."""
-    from moto.server import ThreadedMotoServer
-    from storage_faults import storage
+    from storage_faults import s3_bucket, s3_variables, storage
 
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
-    with urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed)):
-        pass
-    with storage(f"http://{host}:{port}") as found:
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_ENDPOINT_URL": found.url,
-        } | NO_LIMITS
+    with s3_bucket() as url, storage(url) as found:
+        os.environ |= s3_variables(found.url) | NO_LIMITS
         yield found
-    running.stop()
 
 
 def measure(options: argparse.Namespace, log: Path) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from storage_faults import s3_bucket, s3_variables
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -239,16 +239,9 @@ def barriers() -> Callable[[Any], list[tuple[str, str]]]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a local server that speaks S3 (moto's), with one bucket, called "bucket"."""
-    moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'search-r3[dev]'")
-    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
-    request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.status == 200
-    yield f"http://{host}:{port}"
-    running.stop()
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install 'search-r3[dev]'")
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.fixture
@@ -256,10 +249,6 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The usual variables, for that server."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in s3_variables(s3_server).items():
+        monkeypatch.setenv(name, value)
     return monkeypatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -79,6 +80,36 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(1 << 16):
             target.sendall(data)
         target.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def s3_bucket() -> Iterator[str]:
+    """The address of a local server that speaks S3 (moto's), with one bucket, called "bucket"."""
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"}
+        request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT", headers=signed)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 200
+        yield f"http://{host}:{port}"
+    finally:
+        running.stop()
+
+
+def s3_variables(url: str) -> dict[str, str]:
+    """The usual environment variables, for that server or an address in front of it."""
+    return {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 @contextmanager

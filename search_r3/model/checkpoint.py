@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3.errors import InputError, first_line
-from search_r3.files import atomic_path, atomic_write_text, expand_user
+from search_r3.files import atomic_path, atomic_write_text, expand_user, sha256_of
 from search_r3.model.capitals import fold_capitals
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.contract import Contract
@@ -161,10 +161,9 @@ def read_query_normalizer(folder: Path, contract: Contract) -> QueryNormalizer |
     if not contract.query_normalizer:
         return None
     normalizer = QueryNormalizer.load(folder)
-    if normalizer.hash != contract.query_normalizer:
-        raise InputError(
-            f"{folder / QUERY_NORMALIZER_FILE} does not match the contract; download or train the model again"
-        )
+    file = folder / QUERY_NORMALIZER_FILE
+    if sha256_of(file) != contract.query_normalizer:
+        raise InputError(f"{file} does not match the contract; download or train the model again")
     return normalizer
 
 

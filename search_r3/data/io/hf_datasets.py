@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +90,6 @@ def commit_of(path: str, revision: str | None) -> str:
         return str(HfApi().dataset_info(path, revision=revision).sha)
     except Exception:
         return "unknown"
-
-
-def first_rows(rows: Rows, most: int | None) -> Iterator[dict[str, Any]]:
-    """The first `most` rows, or all for None."""
-    return islice(iter(rows), most)
 
 
 class _Table:

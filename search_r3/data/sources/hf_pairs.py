@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.io.hf_datasets import commit_of, first_rows, local_files, open_splits
+from search_r3.data.io.hf_datasets import commit_of, local_files, open_splits
 from search_r3.data.sources.data_source import BuiltPairs
 from search_r3.data.sources.pair_files import check_license, collect_pairs, default_name
 from search_r3.data.sources.records import Records
@@ -57,7 +58,7 @@ def hf_pairs(
     refuse_unknown([split], tuple(opened), path, what="split")
     records = Records(damaged, Path(), html_allowed=True)
     pairs = collect_pairs(
-        _numbered(first_rows(opened[split], rows), (query, positive, *negatives), path),
+        _numbered(islice(opened[split], rows), (query, positive, *negatives), path),
         source=f"datasets:{name or default_name(path)}",
         query=query,
         positive=positive,
