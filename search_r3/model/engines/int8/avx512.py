@@ -20,7 +20,8 @@ AHEAD = 8
 """Number of weight rows that are prefetched."""
 SPAN = 64
 """Number of dimensions of a head that `dots` and `weighted` process at once."""
-_LANES = 16
+LANES = 16
+"""float32 numbers of a vector."""
 
 
 def runs_here() -> bool:
@@ -144,7 +145,7 @@ def dots_intrinsic() -> Any:
     from numba.extending import intrinsic
 
     number, long = ir.FloatType(), ir.IntType(64)
-    vector = ir.VectorType(number, _LANES)
+    vector = ir.VectorType(number, LANES)
     free = ("reassoc", "nsz", "nnan", "contract")
 
     @intrinsic
@@ -154,17 +155,17 @@ def dots_intrinsic() -> Any:
             total = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(number, [number, vector]), "llvm.vector.reduce.fadd.v16f32"
             )
-            fused = _fused(builder, ir, vector)
+            multiply_add = fused(builder, ir, vector)
 
-            def read(address, place):
-                return _read(builder, ir, vector, builder.add(address, ir.Constant(long, 4 * _LANES * place)))
+            def lane(address, place):
+                return read(builder, ir, vector, builder.add(address, ir.Constant(long, 4 * LANES * place)))
 
-            parts = [read(query, place) for place in range(SPAN // _LANES)]
-            with _loop(builder, ir, count) as t:
+            parts = [lane(query, place) for place in range(SPAN // LANES)]
+            with loop(builder, ir, count) as t:
                 key = builder.add(keys, builder.mul(t, stride))
-                product = builder.fmul(parts[0], read(key, 0), flags=free)
+                product = builder.fmul(parts[0], lane(key, 0), flags=free)
                 for place, part in enumerate(parts[1:], 1):
-                    product = builder.call(fused, [part, read(key, place), product])
+                    product = builder.call(multiply_add, [part, lane(key, place), product])
                 dot = builder.call(total, [ir.Constant(number, 0.0), product], fastmath=free)
                 out = builder.inttoptr(builder.add(sums, builder.mul(t, ir.Constant(long, 4))), number.as_pointer())
                 before = builder.load(out, typ=number)
@@ -183,30 +184,27 @@ def weighted_intrinsic() -> Any:
     from numba.core import cgutils
     from numba.extending import intrinsic
 
-    number, word, long = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-    vector = ir.VectorType(number, _LANES)
+    number, long = ir.FloatType(), ir.IntType(64)
+    vector = ir.VectorType(number, LANES)
 
     @intrinsic
     def weighted(typing_context, weights, values, stride, count, out):
         def generate(context, builder, signature, arguments):
             weights, values, stride, count, out = arguments
-            fused = _fused(builder, ir, vector)
-            offsets = [ir.Constant(long, 4 * _LANES * lane) for lane in range(SPAN // _LANES)]
-            begin = [_read(builder, ir, vector, builder.add(out, offset)) for offset in offsets]
+            multiply_add = fused(builder, ir, vector)
+            offsets = [ir.Constant(long, 4 * LANES * lane) for lane in range(SPAN // LANES)]
+            begin = [read(builder, ir, vector, builder.add(out, offset)) for offset in offsets]
             sums = [cgutils.alloca_once(builder, vector) for _ in offsets]  # LLVM turns these into registers
             for total, one in zip(sums, begin, strict=True):
                 builder.store(one, total)
-            with _loop(builder, ir, count) as t:
+            with loop(builder, ir, count) as t:
                 at = builder.add(weights, builder.mul(t, ir.Constant(long, 4)))
                 weight = builder.load(builder.inttoptr(at, number.as_pointer()), typ=number)
-                first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, ir.Constant(word, 0))
-                every = builder.shuffle_vector(
-                    first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(word, _LANES), [0] * _LANES)
-                )
+                every = broadcast(builder, ir, vector, weight)
                 value = builder.add(values, builder.mul(t, stride))
                 for total, offset in zip(sums, offsets, strict=True):
-                    one = _read(builder, ir, vector, builder.add(value, offset))
-                    builder.store(builder.call(fused, [every, one, builder.load(total, typ=vector)]), total)
+                    one = read(builder, ir, vector, builder.add(value, offset))
+                    builder.store(builder.call(multiply_add, [every, one, builder.load(total, typ=vector)]), total)
             for total, offset in zip(sums, offsets, strict=True):
                 target = builder.inttoptr(builder.add(out, offset), vector.as_pointer())
                 builder.store(builder.load(total, typ=vector), target, align=4)
@@ -217,20 +215,29 @@ def weighted_intrinsic() -> Any:
     return weighted
 
 
-def _fused(builder: Any, ir: Any, vector: Any) -> Any:
+def fused(builder: Any, ir: Any, vector: Any) -> Any:
+    """The instruction a * b + c of float32 vectors."""
     from numba.core import cgutils
 
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
 
 
-def _read(builder: Any, ir: Any, vector: Any, address: Any) -> Any:
+def read(builder: Any, ir: Any, vector: Any, address: Any) -> Any:
+    """Emit the load of a vector from an address (int64)."""
     return builder.load(builder.inttoptr(address, vector.as_pointer()), align=4, typ=vector)
 
 
+def broadcast(builder: Any, ir: Any, vector: Any, number: Any) -> Any:
+    """Emit a vector of one number."""
+    word, nothing = ir.IntType(32), ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(word, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(word, LANES), [0] * LANES))
+
+
 @contextmanager
-def _loop(builder: Any, ir: Any, count: Any) -> Iterator[Any]:
+def loop(builder: Any, ir: Any, count: Any) -> Iterator[Any]:
     """A context whose emitted instructions run in a loop for 0, 1, ..., `count` - 1 (int64)."""
     from numba.core import cgutils
 
-    with cgutils.for_range(builder, count, intp=ir.IntType(64)) as loop:
-        yield loop.index
+    with cgutils.for_range(builder, count, intp=ir.IntType(64)) as emitted:
+        yield emitted.index

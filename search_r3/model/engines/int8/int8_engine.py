@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from search_r3.errors import InputError
-from search_r3.model.engines.int8 import elementwise_kernels
+from search_r3.model.engines.int8 import attention_kernels, elementwise_kernels
 from search_r3.model.engines.int8.calibration import CalibrationRow
 from search_r3.model.engines.int8.int8_forward import Int8Model, Int8Session
 from search_r3.model.engines.int8.int8_weights import check_processor, load_or_make, merged_layers, quantize_model
@@ -63,6 +63,7 @@ class Int8Engine(TorchEngine):
         check_processor()
         with optional_imports("int8", "engine int8"):
             elementwise_kernels.compile_kernels()
+            attention_kernels.compile_attention()
         if model.device.type != "cpu" or model.dtype != torch.float32:
             raise InputError(
                 f"engine int8 needs float32 weights on a cpu, not {str(model.dtype).removeprefix('torch.')} on "

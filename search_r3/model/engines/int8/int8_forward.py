@@ -1,8 +1,8 @@
 """The Llama family's forward pass with int8 products: a session like the float32 `LlamaSession`.
 
 Between two products a row is scaled, added and quantized in one pass (`elementwise_kernels`). Everything else stays
-float32: the residual stream, keys, values and attention. bfloat16 attention would not be faster, and its rounding would
-make a text's result depend on its batch.
+float32: the residual stream, keys, values and attention (`attention_kernels`, or torch's where a mask hides padding).
+bfloat16 attention would not be faster, and its rounding would make a text's result depend on its batch.
 
 Letters in shapes: B rows, L new tokens, N tokens of all rows (B * L), T tokens in the cache, D dimension, C columns of
 queries, keys and values, H heads, K key-value heads, G = H / K, E dimension of a head, F width of the MLP, Q queries of
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from search_r3.model.engines.chunked_prefill import SessionInput
-from search_r3.model.engines.int8 import elementwise_kernels
+from search_r3.model.engines.int8 import attention_kernels, elementwise_kernels
 from search_r3.model.engines.int8.decode_step import SHORTLIST, CacheRows, Decoder, Matrices, prepared
 from search_r3.model.engines.int8.int8_weights import MATRICES, Int8Matrix
 from search_r3.model.engines.llama_forward import Layer, LlamaCache, Prefix
@@ -134,7 +134,8 @@ class Int8Session(LlamaCache):
         position_BL, mask_BT, last_B = part.position_BL, part.mask_BT, part.last_B
         x_ND = part.input_BLD.float().flatten(0, 1)
         cos_NE, sin_NE = (part.numpy() for part in self._rotation(x_ND, position_BL))
-        mask_BQT = self._additive(self.attention_mask(new, mask_BT, x_ND.device))
+        by_blocks = mask_BT is None and new > 1 and attention_kernels.takes(self.head_dim)
+        mask_BQT = None if by_blocks else self._additive(self.attention_mask(new, mask_BT, x_ND.device))
         eps = np.float32(self.eps)
         # The residual stream starts at zero, and the embeddings are added first.
         y_ND, x_ND, scale_N, bias = x_ND, torch.zeros_like(x_ND), torch.ones(len(x_ND)), NOTHING
@@ -157,7 +158,14 @@ class Int8Session(LlamaCache):
                 picked_B = torch.full((size,), new - 1) if last_B is None else last_B
                 x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
                 q_ND, q_scale_N = _room(*x_ND.shape)
-            attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
+            if by_blocks and picked_B is None:
+                attended_BQKE = torch.empty(size, self.groups * new, self.heads, self.head_dim)
+                attention_kernels.attend(
+                    query_BKGLE.numpy(), self.keys[index].numpy(), self.values[index].numpy(), self.length,
+                    attended_BQKE.numpy(),
+                )  # fmt: skip
+            else:
+                attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
             wide_ND = q_ND if layer.out.inputs == q_ND.shape[1] else _room(len(q_ND), layer.out.inputs)[0]
             scale_N = q_scale_N
             elementwise_kernels.quantize_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
@@ -247,7 +255,10 @@ class Int8Session(LlamaCache):
         if picked_B is not None:
             rows_B = torch.arange(size)
             query_BKGLE = query_BKGLE[rows_B, :, :, picked_B]
-            if mask_BQT is not None:
+            if mask_BQT is None:  # only what follows is hidden
+                seen_BT = torch.arange(end) <= self.length + picked_B[:, None]
+                mask_BQT = self._additive(seen_BT[:, None])
+            else:
                 mask_BGLT = mask_BQT.view(len(mask_BQT), groups, new, -1).expand(size, -1, -1, -1)
                 mask_BQT = mask_BGLT[rows_B, :, picked_B][:, None]
             new = 1
