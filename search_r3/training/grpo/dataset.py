@@ -200,7 +200,7 @@ def _queries(config: GRPOConfig, source: QuerySet, held_out: bool) -> dict[str, 
         return queries
     dataset = load_beir(find_dataset(str(source.beir), config.data_root), source.split)
     for key, text in dataset.queries.items():
-        if not modulus or is_held_out(key, modulus) == held_out:
+        if not modulus or is_held_out(key, modulus, source.hold_out) == held_out:
             judged = {dataset.corpus[did].full_text: float(grade) for did, grade in dataset.qrels[key].items()}
             queries[key] = (text, judged)
     return queries

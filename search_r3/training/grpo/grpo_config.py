@@ -41,8 +41,11 @@ class QuerySet(Source):
     split: str = "train"
     """The split of a BEIR set; only training splits are accepted."""
     hold_out_modulus: int = 0
-    """Hold out every n-th query for evaluation: in a BEIR set, those with int(id) % n == 0 (scifact: 8); of pairs,
-    those whose query's hash is divisible by n. 0 holds out none."""
+    """Hold out every n-th query for evaluation: in a BEIR set, those that `hold_out` chooses; of pairs, those whose
+    query's hash is divisible by n. 0 holds out none."""
+    hold_out: Literal["number", "crc32"] = "number"
+    """How queries of a BEIR set are held out: int(id) % n == 0 ("number"; scifact: 8), or the CRC-32 of the id, which
+    holds out the dev queries of hotpotqa_more, entailmentbank and strategyqa with n = 8."""
     limit: int | None = None
     """Maximum number of training queries, chosen by a hash of their ids."""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -424,6 +425,12 @@ def test_a_beir_set_holds_out_by_its_ids_and_documents_are_cut_to_the_positives_
     )  # fmt: skip
     assert {query.id.rsplit("/")[-1] for query in task.dataset.held_out} == {"0", "4", "8", "12"}
     assert len(task.dataset.train) == 6
+    by_hash = task_of(
+        stage_one, tmp_path, queries=[{"beir": str(folder), "hold_out_modulus": 4, "hold_out": "crc32"}],
+        corpus=[{"beir": str(folder)}],
+    )  # fmt: skip
+    held_out = {query.id.rsplit("/")[-1] for query in by_hash.dataset.held_out}
+    assert held_out == {str(i) for i in range(16) if zlib.crc32(str(i).encode()) % 4 == 0}
     assert len(task.dataset.documents) == 20
     for query in (*task.dataset.train, *task.dataset.held_out):
         assert task.dataset.documents[query.positive].startswith(query.text.removeprefix("what is "))
