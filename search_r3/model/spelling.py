@@ -15,7 +15,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from search_r3.model.keyboard import NEIGHBORS
-from search_r3.model.truecasing import CODE, in_one_case
+from search_r3.model.truecasing import CODE, MARKS, in_one_case
 
 LETTERS = 5
 """Minimum number of letters of a word that may be corrected: short ones have too many neighbors."""
@@ -23,10 +23,13 @@ SEEN = 5
 """Times that a word must be seen to be a correction; to be left alone, once is enough."""
 WORDS = 64
 """Maximum number of words of a query that is corrected: a longer text was hardly typed into a search field."""
+LONGEST = 45
+"""Maximum number of letters of a word that may be corrected. A longer one is a sequence or a key, and as it has a
+neighbor for each letter, a long one would take minutes."""
 _VOWELS = "aeiou"
 _TOKEN = re.compile(r"\S+")
-_WORD = re.compile(r"(?<![^\W_])[a-zA-Z]+(?![^\W_])")
-"""A word of ASCII letters alone, no part of "p53" or "naïve"."""
+_WORD = re.compile(rf"(?<![^\W_])(?<![{MARKS}])[a-zA-Z]+(?![^\W_]|[{MARKS}])")
+"""A word of ASCII letters alone, no part of "p53" or "naïve", decomposed or not."""
 
 
 class SpellingCorrector:
@@ -62,14 +65,14 @@ class SpellingCorrector:
         return "".join([*pieces, query[at:]])
 
     def corrected(self, word: str) -> str:
-        """The correction of a word of ASCII letters in lower case; the word itself if it is known, is shorter than
-        `LETTERS`, or has no neighbor. The first letter always stays.
+        """The correction of a word of ASCII letters in lower case; the word itself if it is known, has fewer than
+        `LETTERS` or more than `LONGEST`, or has no neighbor. The first letter always stays.
 
         Slips of the fingers come first: two letters swapped, one left out, one doubled, or a key beside the right one
         (Zhuang and Zuccon, arXiv 2204.00716). Then one vowel for another. Among these, the most frequent word. Other
         edits are left alone: they make new names ("uptimed", "websocketd") more often than typos.
         """
-        if len(word) < LETTERS or word in self.rank or word in self.known:
+        if not LETTERS <= len(word) <= LONGEST or word in self.rank or word in self.known:
             return word
         for neighbors in (_slips(word), _other_vowels(word)):
             found = [neighbor for neighbor in neighbors if neighbor in self.rank]

@@ -27,11 +27,17 @@ TITLE_WORDS = 4
 _SMALL_IN_NAMES = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "the", "to"))
 """Words that have no capital inside a name; the first one has."""
 _TOKEN = re.compile(r"\S+")
-_WORD = re.compile(r"(?=[^\W_]*[^\W\d_])[^\W_]+(?:['’][^\W_]+)?")
-"""Letters and digits with at least one letter before an apostrophe: "genghis", "p53", "don't"."""
+_WORD = re.compile(r"(?<![^\W_])(?=[^\W_]*[^\W\d_])[^\W_]+(?:['’][^\W_]+)?")
+"""Letters and digits with at least one letter before an apostrophe: "genghis", "p53", "don't". The first condition is
+for speed: without it, a number of n digits would be read n times."""
+MARKS = "\u00ad\u0300-\u036f"
+"""The soft hyphen and the accents of decomposed letters, as a range of a regular expression."""
+_RUN = rf"[^\W_]+(?:[{MARKS}]+[^\W_]*)*"
+_WORD_OF_QUERY = re.compile(rf"(?<![^\W_])(?<![{MARKS}])(?=[^\W_]*[^\W\d_]){_RUN}(?:['’]{_RUN})?")
+"""The same with `MARKS` inside, which documents seldom have and people type on some machines."""
 _POSSESSIVES = ("'s", "’s")
-CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(")
-"""What is in no word of prose: such tokens keep their case."""
+CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(|^--[^\W\d]")
+"""What is in no word of prose, or begins an option ("--max-tokens"): such tokens keep their case."""
 _SENTENCE = re.compile(r"(?:\w\w\.|[!?])['\"’”)]?\s+['\"‘“(]?$")
 """What stands before the first word of another sentence, but not "e.g. "."""
 _BREAKS = re.compile(r"[.!?:;|(\[\"“”\n-]")
@@ -122,13 +128,21 @@ class Truecaser:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Truecaser:
-        """What `to_record` gave. Raises KeyError, ValueError or AttributeError if it is damaged."""
-        pairs = {name: [line.split(" ") for line in record[name]] for name in ("after", "before")}
+        """What `to_record` gave. Raises KeyError, TypeError or ValueError if it is damaged."""
+        pairs = {name: [line.split(" ") for line in list_of_strings(record, name)] for name in ("after", "before")}
         return cls(
-            {spelling.lower(): spelling for spelling in record["words"]},
+            {spelling.lower(): spelling for spelling in list_of_strings(record, "words")},
             {(left, spelling.lower()): spelling for left, spelling in pairs["after"]},
             {(spelling.lower(), right): spelling for spelling, right in pairs["before"]},
         )
+
+
+def list_of_strings(record: dict[str, Any], name: str) -> list[str]:
+    """The list at a key of a JSON object. Raises KeyError or ValueError if it is missing or another value."""
+    value = record[name]
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name} is no list of texts")
+    return value
 
 
 def in_one_case(query: str) -> bool:
@@ -138,7 +152,7 @@ def in_one_case(query: str) -> bool:
         return query != query.upper()
     if is_all_capitals(query):
         return True
-    words = _WORD.findall(query)
+    words = _WORD_OF_QUERY.findall(query)
     return (
         len(words) >= TITLE_WORDS
         and all(word[0] != word[0].lower() for word in words)
@@ -147,7 +161,7 @@ def in_one_case(query: str) -> bool:
 
 
 def _words_in(token: re.Match[str]) -> list[tuple[int, int]]:
-    return [(token.start() + word.start(), token.start() + word.end()) for word in _WORD.finditer(token[0])]
+    return [(token.start() + word.start(), token.start() + word.end()) for word in _WORD_OF_QUERY.finditer(token[0])]
 
 
 def _adjacent(text: str, end: int, start: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from search_r3.model.spelling import LETTERS, SEEN, WORDS, SpellingCorrector
@@ -17,7 +19,8 @@ def test_a_word_at_one_edits_distance_is_corrected(typed: str) -> None:
 @pytest.mark.parametrize(
     "query",
     ["ython", "pythonk", "pytqon", "pyhtno", "polars", "pythons", "fold", "pyhton3", "pyhton_x", "pyhton.foldr()",
-     "foldèr", "ポーランド", "", "PyHton is", "an acronym PYHTON here", "https://pyhton"],
+     "foldèr", "ポーランド", "", "PyHton is", "an acronym PYHTON here", "https://pyhton",
+     "pyhto\u0301n", "n\u0303pyhton", "py\u00adhton", "show --pyhton"],
 )  # fmt: skip
 def test_anything_else_stays(query: str) -> None:
     assert SPELLING(query) == query
@@ -60,3 +63,10 @@ def test_a_text_too_long_to_be_typed_stays() -> None:
 def test_its_record_gives_it_back() -> None:
     loaded = SpellingCorrector.from_record(SPELLING.to_record())
     assert (list(loaded.rank), loaded.known) == (list(SPELLING.rank), SPELLING.known)
+
+
+def test_a_sequence_of_many_letters_takes_no_time() -> None:
+    text = "acgt" * 12_500
+    started = time.thread_time()
+    assert SPELLING(text) == text
+    assert time.thread_time() - started < 1

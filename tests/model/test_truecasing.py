@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -49,6 +50,19 @@ class TestWords:
 
     def test_code_keeps_its_case(self, truecaser: Truecaser) -> None:
         assert truecaser("hungary.khan() and dna_of genghis/khan") == "hungary.khan() and dna_of genghis/khan"
+
+    def test_an_option_keeps_its_case(self, truecaser: Truecaser) -> None:
+        assert truecaser("what is --khan, or --no-dna in hungary") == "What is --khan, or --no-dna in Hungary"
+
+    def test_decomposed_letters_and_soft_hyphens_are_part_of_a_word(self, truecaser: Truecaser) -> None:
+        assert truecaser("e\u0301khan in hun\u00adgary, khan") == "E\u0301khan in hun\u00adgary, Khan"
+        assert truecaser("DANS L'E\u0301KHAN DE HUNGARY") == "Dans l'e\u0301khan de Hungary"
+
+    @pytest.mark.parametrize("text", ["a " + "1" * 50_000, "Ab " + "1" * 50_000, "a " + "1\u0301" * 25_000])
+    def test_many_digits_take_no_time(self, truecaser: Truecaser, text: str) -> None:
+        started = time.thread_time()
+        assert truecaser(text)[1:] == text[1:]
+        assert time.thread_time() - started < 1
 
     def test_digits_are_part_of_a_word(self) -> None:
         learned = Truecaser.learn(["of FOXO3 and the p53 gene"] * 2)
