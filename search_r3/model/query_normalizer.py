@@ -16,11 +16,14 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.model.spelling import SpellingCorrector
-from search_r3.model.truecasing import Truecaser
+from search_r3.model.truecasing import Truecaser, list_of_strings
 
 QUERY_NORMALIZER_FILE = "query_normalizer.json"
 """The file of a checkpoint that holds its query normalizer."""
 FORMAT = 1
+LONGEST = 10_000
+"""Maximum number of characters of a query that is changed: nobody typed a longer one, of which the first tokens alone
+are read, and every other query of a server would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class QueryNormalizer:
     sources: Sequence[str] = ()
 
     def __call__(self, query: str) -> str:
-        """`query` as it is embedded."""
+        """`query` as it is embedded; one of over `LONGEST` characters as it is."""
+        if len(query) > LONGEST:
+            return query
         return self.truecaser(self.spelling(query))
 
     @property
@@ -68,18 +73,27 @@ class QueryNormalizer:
         """
         file = _file(path)
         try:
-            record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise InputError(f"{file} has format {record['format']}, and this version reads {FORMAT}; upgrade it")
-            return cls(
+            text = file.read_text(encoding="utf-8")
+            record: dict[str, Any] = json.loads(text)
+            version = record["format"]
+            if isinstance(version, int) and version > FORMAT:
+                raise InputError(f"{file} has format {version}, and this version reads {FORMAT}; upgrade it")
+            if version != FORMAT or isinstance(version, bool):
+                raise ValueError(f"format is {version!r}")
+            made = cls(
                 Truecaser.from_record(record["truecaser"]),
                 SpellingCorrector.from_record(record["spelling"]),
-                record["sources"],
+                list_of_strings(record, "sources"),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file} is not a query normalizer that can be read ({error}); make or download it again"
-            ) from error
+            if "\\u" in text:
+                made._to_json().encode()  # raises ValueError if an escape is half of a surrogate pair
+        except InputError:
+            raise
+        except KeyError as error:
+            raise _unreadable(file, f"it has no {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise _unreadable(file, error) from error
+        return made
 
 
 def before_folding(
@@ -97,11 +111,16 @@ def query_normalizer_note(model: Any) -> list[str]:
     if model.checkpoint.query_normalizer is None:
         return []
     return [
-        "Its queries go through `search_r3.model.query_normalizer.QueryNormalizer` with the checkpoint's "
-        f"{QUERY_NORMALIZER_FILE} before they are tokenized, which corrects typos and restores the usual case of "
-        "queries in one case. Other libraries do not do this, so their embeddings of such queries will differ.",
+        f"Its queries go through its query normalizer ({QUERY_NORMALIZER_FILE}) before they are tokenized, which "
+        "corrects typos and restores the usual case of queries in one case: "
+        '`search_r3.model.query_normalizer.QueryNormalizer.load("FOLDER")(query)`, which needs nothing but Python. '
+        "Other libraries do not do this, so without it their embeddings of such queries will differ.",
         "",
     ]
+
+
+def _unreadable(file: Path, why: object) -> InputError:
+    return InputError(f"{file} is not a query normalizer that can be read ({why}); make or download it again")
 
 
 def _file(path: str | Path) -> Path:

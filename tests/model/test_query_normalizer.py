@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from search_r3 import SearchR3
 from search_r3.errors import InputError
 from search_r3.model.query_normalizer import (
+    LONGEST,
     QUERY_NORMALIZER_FILE,
     QueryNormalizer,
     before_folding,
@@ -48,6 +50,14 @@ def test_typos_are_corrected_before_case_is(normalizer: QueryNormalizer) -> None
     assert normalizer(WRITTEN) == WRITTEN
 
 
+def test_a_text_too_long_to_be_typed_stays_and_takes_no_time(normalizer: QueryNormalizer) -> None:
+    assert normalizer(f"{TYPED:{LONGEST}}") == f"{WRITTEN:{LONGEST}}"
+    text = "hunfary " * 200_000
+    started = time.thread_time()
+    assert normalizer(text) is text
+    assert time.thread_time() - started < 0.1
+
+
 class TestFile:
     def test_it_comes_back_the_same(self, normalizer: QueryNormalizer, tmp_path: Path) -> None:
         normalizer.save(tmp_path)
@@ -57,12 +67,32 @@ class TestFile:
         assert loaded.sources == ["prose"]
 
     @pytest.mark.parametrize(
-        "content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "truecaser": {"words": [1]}}',
+        "content", ["", "[]", "{}", "[" * 100_000, '{"format": true}', '{"format": 1, "truecaser": {"words": [1]}}',
                     '{"format": 1, "truecaser": {"words": [], "after": [], "before": []}, "spelling": {}}'],
     )  # fmt: skip
-    def test_a_damaged_or_newer_file_is_refused_in_a_line(self, tmp_path: Path, content: str) -> None:
+    def test_a_damaged_file_is_refused_in_a_line(self, tmp_path: Path, content: str) -> None:
         (tmp_path / QUERY_NORMALIZER_FILE).write_text(content)
-        with pytest.raises(InputError, match=QUERY_NORMALIZER_FILE):
+        with pytest.raises(InputError, match=rf"{QUERY_NORMALIZER_FILE} is not a query normalizer"):
+            QueryNormalizer.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [('["prose"]', '"prose"'), ('"words": ["Genghis"', '"words": "Genghis", "": ["Genghis"'),
+         ('"Genghis"', '"\\ud800"'), ('"hungary"', '["hungary"]'), ('"format": 1', '"format": "1"')],
+    )  # fmt: skip
+    def test_a_wrong_edit_is_refused_in_a_line(
+        self, normalizer: QueryNormalizer, tmp_path: Path, old: str, new: str
+    ) -> None:
+        normalizer.save(tmp_path)
+        text = json.dumps(json.loads((tmp_path / QUERY_NORMALIZER_FILE).read_text()))
+        assert old in text
+        (tmp_path / QUERY_NORMALIZER_FILE).write_text(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=rf"{QUERY_NORMALIZER_FILE} is not a query normalizer"):
+            QueryNormalizer.load(tmp_path)
+
+    def test_a_newer_file_asks_for_an_upgrade(self, tmp_path: Path) -> None:
+        (tmp_path / QUERY_NORMALIZER_FILE).write_text('{"format": 2}')
+        with pytest.raises(InputError, match=r"format 2, and this version reads 1; upgrade it$"):
             QueryNormalizer.load(tmp_path)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
