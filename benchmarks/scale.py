@@ -5,7 +5,8 @@
     python benchmarks/scale.py --page docs/scale.md                   # write them into the page
     python benchmarks/scale.py --measure                              # what the assumptions about bytes rest on
 
-The formulas and what goes into them are in `scale_plan`; here are the tables, and what they are checked against.
+The formulas and what goes into them are in `scale_plan`, those of searching in `scale_search`, which `capacity.py`
+measures; here are the tables, and what they are checked against.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import scale_plan
+import scale_search
 from scale_plan import (
-    GB,
     GRPO_PASSES,
     MODELS,
     SFT_PASSES,
-    TB,
     Plan,
     approximate,
     encoding,
@@ -37,6 +37,8 @@ from scale_plan import (
     training,
     vectors,
 )
+from scale_search import SearchPlan, fitted
+from scale_search_tables import bytes_text, markdown, search_blocks
 
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
@@ -90,8 +92,15 @@ def measured(results: Path = RESULTS) -> list[Measured]:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def blocks(plan: Plan, results: Path = RESULTS) -> dict[str, str]:
-    """The tables of docs/scale.md by name, as Markdown."""
+def blocks(plan: Plan, results: Path = RESULTS, search: Mapping[str, float] | None = None) -> dict[str, str]:
+    """The tables of docs/scale.md by name, as Markdown.
+
+    Args:
+        search: parameters of `SearchPlan` that are given rather than measured or assumed.
+    """
+    measured_searches = _figures(results / "capacity.json")
+    searching = fitted(measured_searches) if measured_searches else SearchPlan()
+    told = _docstrings(scale_search, SearchPlan)
     return {
         "encoding": _encoding_table(plan),
         "storage": _storage_table(plan),
@@ -99,6 +108,7 @@ def blocks(plan: Plan, results: Path = RESULTS) -> dict[str, str]:
         "training": _training_table(plan),
         "measured": _measured_table(results),
         "assumptions": _assumptions_table(plan),
+        **search_blocks(plan, replace(searching, **(search or {})), told, measured_searches),
     }
 
 
@@ -118,18 +128,22 @@ def _encoding_table(plan: Plan) -> str:
             )
         )
     head = ("model", "N", "FLOPs", "chunks a second, one GPU", "GPU-hours", f"hours on {plan.gpus} GPUs", "money")
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _storage_table(plan: Plan) -> str:
     got, near = table(plan), approximate(plan)
-    kinds = [(f"vectors as {name}", _bytes(size), "") for name, size in vectors(plan).items()]
+    kinds = [(f"vectors as {name}", bytes_text(size), "") for name, size in vectors(plan).items()]
     parts = [
-        (f"table: {name}", _bytes(size), "") for name, size in got.items() if name not in ("total", "dollars_month")
+        (f"table: {name}", bytes_text(size), "") for name, size in got.items() if name not in ("total", "dollars_month")
     ]
-    total = ("**the table**", f"**{_bytes(got['total'])}**", f"${got['dollars_month']:,.0f} a month on object storage")
+    total = (
+        "**the table**",
+        f"**{bytes_text(got['total'])}**",
+        f"${got['dollars_month']:,.0f} a month on object storage",
+    )
     what = f"{near['partitions']:,.0f} partitions, {near['flops']:.2g} FLOPs: about {near['hours']:,.1f} hours of CPU"
-    return _markdown(("what", "bytes", ""), [*kinds, *parts, total, ("building the approximate index", "", what)])
+    return markdown(("what", "bytes", ""), [*kinds, *parts, total, ("building the approximate index", "", what)])
 
 
 def _serving_table(plan: Plan) -> str:
@@ -139,7 +153,7 @@ def _serving_table(plan: Plan) -> str:
         rows.append(
             (
                 name,
-                _bytes(got["weights_bytes"]),
+                bytes_text(got["weights_bytes"]),
                 f"{got['direct_seconds'] * 1e3:,.0f} ms",
                 f"{got['reasoned_seconds'] * 1e3:,.0f} ms",
                 f"{got['reasoned_per_second']:,.0f}",
@@ -155,7 +169,7 @@ def _serving_table(plan: Plan) -> str:
         "reasoned a second",
         "a million of them",
     )
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _training_table(plan: Plan) -> str:
@@ -171,7 +185,7 @@ def _training_table(plan: Plan) -> str:
         for stage, got in training(plan).items()
     ]
     head = (plan.model, "steps", "FLOPs a step", "a step", f"hours on {plan.train_gpus} GPUs", "money")
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _measured_table(results: Path) -> str:
@@ -179,31 +193,21 @@ def _measured_table(results: Path) -> str:
         (item.what, item.precision, f"{item.flops:.2g}", f"{item.seconds:.1f} s", f"{item.tflops:.3f}")
         for item in measured(results)
     ]
-    return _markdown(("measured", "precision", "FLOPs by the formula", "seconds", "TFLOP/s"), rows)
+    return markdown(("measured", "precision", "FLOPs by the formula", "seconds", "TFLOP/s"), rows)
 
 
 def _assumptions_table(plan: Plan) -> str:
     told = _docstrings()
     rows = [(f"`{field.name}`", _plain(getattr(plan, field.name)), told[field.name]) for field in fields(plan)]
-    return _markdown(("parameter", "value", "what it is"), rows)
+    return markdown(("parameter", "value", "what it is"), rows)
 
 
-def _docstrings() -> dict[str, str]:
+def _docstrings(module: Any = scale_plan, of: type = Plan) -> dict[str, str]:
     """Field -> the docstring under it."""
-    source = Path(scale_plan.__file__).read_text(encoding="utf-8")
-    body = source[source.index("class Plan:") : source.index("    def __post_init__")]
+    source = Path(module.__file__).read_text(encoding="utf-8").partition(f"class {of.__name__}:")[2]
+    body = source[: source.index("    def __post_init__")]
     found = re.findall(r'^    (\w+): [^\n]+\n    """(.*?)"""', body, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.split()) for name, text in found}
-
-
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _bytes(size: float) -> str:
-    return f"{size / TB:,.2f} TB" if size >= TB else f"{size / GB:,.1f} GB"
 
 
 def _plain(value: Any) -> str:
@@ -226,14 +230,14 @@ def filled(page: str, tables: dict[str, str]) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{tables[found[2]]}\n{found[4]}", page)
 
 
-def plan_of(settings: Iterable[str]) -> Plan:
-    """`Plan` with `key=value` settings.
+def plans_of(settings: Iterable[str]) -> tuple[Plan, dict[str, float]]:
+    """`Plan` with `key=value` settings, and those of `SearchPlan`.
 
     Raises:
         InputError: an unknown key, or a value that is no number.
     """
     given: dict[str, Any] = {}
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Plan)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in (*fields(Plan), *fields(SearchPlan))}
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign:
@@ -245,7 +249,9 @@ def plan_of(settings: Iterable[str]) -> Plan:
             given[key] = text if kinds[key] is str else kinds[key](float(text))
         except ValueError as error:
             raise InputError(f'{key} is "{text}"; give a number') from error
-    return Plan(**given)
+    searching = {key: given.pop(key) for key in _docstrings(scale_search, SearchPlan) if key in given}
+    SearchPlan(**searching)
+    return Plan(**given), searching
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -313,7 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
             from common import write_report
 
             write_report("scale", measure(), device="cpu", seed=0)
-        tables = blocks(plan_of(given.settings))
+        plan, searching = plans_of(given.settings)
+        tables = blocks(plan, search=searching)
         if given.page:
             page = given.page.read_text(encoding="utf-8")
             atomic_write_text(given.page, filled(page, tables))

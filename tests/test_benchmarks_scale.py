@@ -84,9 +84,9 @@ def test_a_page_is_filled_between_its_markers_and_must_have_every_table():
 def test_every_parameter_says_what_it_is_and_wrong_ones_are_refused(capsys):
     assert all(text for text in scale._docstrings().values())
     assert scale._docstrings().keys() == {field.name for field in scale.fields(scale.Plan)}
-    assert scale.plan_of(["documents=1e9", "gpus=8", "model=qwen2.5-1.5b"]) == replace(
-        PLAN, documents=1e9, gpus=8, model="qwen2.5-1.5b"
-    )
+    settings = ["documents=1e9", "gpus=8", "model=qwen2.5-1.5b", "memory_gb=1024"]
+    expected = replace(PLAN, documents=1e9, gpus=8, model="qwen2.5-1.5b")
+    assert scale.plans_of(settings) == (expected, {"memory_gb": 1024})
     for setting, line in (
         ("documnts=1", 'did you mean "documents"'),
         ("mfu=1.5", "it is a share"),
@@ -94,8 +94,10 @@ def test_every_parameter_says_what_it_is_and_wrong_ones_are_refused(capsys):
         ("model=gpt", "choose one of"),
         ("gpus=0", "above 0"),
         ("gpus", "write --set key=value"),
+        ("busy_share=2", "it is a share"),
+        ("cores=0", "above 0"),
     ):
         with pytest.raises(InputError, match=line):
-            scale.plan_of([setting])
+            scale.plans_of([setting])
     assert scale.main(["--set", "gpus=0"]) == 2
     assert capsys.readouterr().err.startswith("error: gpus is 0")

@@ -73,7 +73,7 @@ def keep_approximate(
     if current is None or rows >= GROWN * current.rows:
         if rows < DEPTH or (current is None and (start is None or rows < start)):
             return None
-        renewed = _build(table, rows)
+        renewed = train_approximate(table, rows)
     elif abs(rows - current.measured_rows) > CHANGED * current.measured_rows:
         renewed = replace(current, measured_rows=rows)
     else:
@@ -216,7 +216,8 @@ def _matrix(column: Any, rows: int) -> np.ndarray:
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)
 
 
-def _build(table: Any, rows: int) -> ApproximateIndex:
+def train_approximate(table: Any, rows: int) -> ApproximateIndex:
+    """Build the approximate index of a table of `rows` rows, anew; how it is searched is chosen by `tuned`."""
     from lancedb.index import IvfFlat, IvfRq
 
     dimension = table.schema.field(VECTOR).type.list_size
