@@ -31,11 +31,20 @@ def deadline_of(location: Remote) -> float:
     """Seconds that one operation at `location` may take: 30, or more if a single request may take long.
 
     Raises:
-        InputError: SEARCH_R3_STORAGE_DEADLINE is not a number of seconds above 0.
+        InputError: see `given_deadline`.
+    """
+    return given_deadline() or max(DEADLINE_SECONDS, REQUESTS * _seconds(location.options["read_timeout"]))
+
+
+def given_deadline() -> float | None:
+    """SEARCH_R3_STORAGE_DEADLINE, in seconds; None if it is not set.
+
+    Raises:
+        InputError: it is not a number of seconds above 0.
     """
     given = os.environ.get(DEADLINE_VARIABLE, "").strip().removesuffix("s")
     if not given:
-        return max(DEADLINE_SECONDS, REQUESTS * _seconds(location.options["read_timeout"]))
+        return None
     try:
         seconds = float(given)
     except ValueError:

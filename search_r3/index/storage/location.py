@@ -154,6 +154,11 @@ class CollectionUri(str):
     def __reduce__(self) -> tuple[Any, ...]:
         return CollectionUri, (str(self),)
 
+    @property
+    def is_lite(self) -> bool:
+        """Whether it is in a folder of Milvus Lite."""
+        return "://" not in self.server
+
 
 Location = Path | Remote | CollectionUri
 """A folder, a location on object storage, or a collection of Milvus."""

@@ -17,13 +17,16 @@ from processes import run
 from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, delete_documents, delete_source
+from search_r3.index.backends.lance.table_rows import make_row
 from search_r3.index.backends.milvus import milvus_backend
+from search_r3.index.backends.milvus.connection import LITE_MEMORY, seconds_of
 from search_r3.index.backends.milvus.filters import milvus_filter
 from search_r3.index.backends.milvus.search_words import search_words
 from search_r3.index.backends.sql_condition import parse_condition
+from search_r3.index.chunking.chunker import Chunk
 from search_r3.index.index_handle import IndexHandle
-from search_r3.index.index_info import ModelMismatch
-from search_r3.index.storage.location import CollectionUri, location_of
+from search_r3.index.index_info import IndexInfo, ModelMismatch
+from search_r3.index.storage.location import CollectionUri, StorageError, location_of
 
 DOCUMENTS = [
     SourceDocument("bread", "Bread", "flour water salt and yeast baked in an oven", {"year": 1900, "kind": "food"}),
@@ -229,6 +232,47 @@ def test_what_is_too_long_for_milvus_is_one_line(milvus: str, model) -> None:
     """Milvus Lite counts characters and a server bytes: we count bytes, before anything is written."""
     with pytest.raises(InputError, match=r"long: its metadata has 80,\d+ bytes, and Milvus holds at most 65,535"):
         build_index(milvus, [SourceDocument("long", "", "text", {"note": "ü" * 40_000})], model)
+
+
+def test_a_request_that_takes_too_long_is_repeated_in_halves(milvus: str, model, monkeypatch) -> None:
+    from pymilvus.exceptions import MilvusException
+
+    backend = milvus_backend.MilvusBackend.create(CollectionUri(milvus), IndexInfo.of(model))
+    chunks = [Chunk(f"d{number}", f"d{number}", "", "text", {}, "", 1, 1) for number in range(200)]
+    rows, vectors = [make_row(chunk, None, "", "") for chunk in chunks], model.encode_document(["text"] * 200)
+    upsert = backend._client.upsert
+    sizes: list[int] = []
+    most = 100
+
+    def busy(name: str, entities: list, **options) -> object:
+        sizes.append(len(entities))
+        if len(entities) > most:
+            raise MilvusException(message="<_InactiveRpcError: StatusCode.DEADLINE_EXCEEDED, Deadline Exceeded>")
+        return upsert(name, entities, **options)
+
+    monkeypatch.setattr(backend._client, "upsert", busy)
+    backend.add(rows, vectors)
+    assert (sizes, backend.count()) == ([200, 100, 100], 200)
+    sizes, most = [], 0
+    monkeypatch.setenv("SEARCH_R3_STORAGE_DEADLINE", "7")
+    with pytest.raises(StorageError, match=r"lite\.db did not answer within 7 s; .* SEARCH_R3_STORAGE_DEADLINE"):
+        backend.add(rows, vectors)
+    assert sizes == [200, 100, 50]
+
+
+def test_a_request_has_more_time_where_no_server_works(monkeypatch) -> None:
+    monkeypatch.delenv("SEARCH_R3_STORAGE_DEADLINE", raising=False)
+    lite, server = CollectionUri("milvus://notes.db/notes"), CollectionUri("milvus://host.db/team/notes")
+    assert (seconds_of(lite), seconds_of(server)) == (300.0, 30.0)
+    monkeypatch.setenv("SEARCH_R3_STORAGE_DEADLINE", "7s")
+    assert (seconds_of(lite), seconds_of(server)) == (7.0, 7.0)
+
+
+def test_rows_do_not_stay_where_every_search_reads_them_one_by_one(milvus: str, model) -> None:
+    build_index(milvus, DOCUMENTS, model)
+    from milvus_lite.constants import MEMTABLE_MEMORY_LIMIT
+
+    assert MEMTABLE_MEMORY_LIMIT == LITE_MEMORY
 
 
 def test_vectors_and_rows_are_read_back_exactly(both, shared_model) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from search_r3.errors import InputError
-from search_r3.index.backends.milvus.connection import TIMEOUT, CollectionGone, connect, milvus_errors
+from search_r3.index.backends.milvus.connection import CollectionGone, connect, milvus_errors, seconds_of
 from search_r3.index.backends.milvus.filters import METADATA_FIELD
 from search_r3.index.index_info import IndexInfo, migrate
 from search_r3.index.row_keys import ROW_HASH, SOURCE, TEXT_HASH, VECTOR
@@ -69,7 +69,7 @@ def create_collection(uri: CollectionUri, info: IndexInfo) -> str:
             index_params=indexes,
             consistency_level="Strong",
             properties=properties,
-            timeout=TIMEOUT,
+            timeout=seconds_of(uri),
         )
     return name
 
@@ -78,11 +78,11 @@ def resolve(uri: CollectionUri) -> str | None:
     """The collection that the alias leads to now, or None if there is no such alias."""
     client = connect(uri)
     with milvus_errors(uri):
-        if not client.has_collection(uri.name, timeout=TIMEOUT):  # an alias counts
+        if not client.has_collection(uri.name, timeout=seconds_of(uri)):  # an alias counts
             return None
     try:
         with milvus_errors(uri):
-            return str(client.describe_collection(uri.name, timeout=TIMEOUT)["collection_name"])
+            return str(client.describe_collection(uri.name, timeout=seconds_of(uri))["collection_name"])
     except CollectionGone:  # since
         return None
 
@@ -91,7 +91,7 @@ def load(uri: CollectionUri, name: str) -> None:
     """Let the collection be searched. A server keeps it loaded; Milvus Lite forgets that when its process ends."""
     if (uri.server, name) not in _loaded:
         with milvus_errors(uri):
-            connect(uri).load_collection(name, timeout=TIMEOUT)
+            connect(uri).load_collection(name, timeout=seconds_of(uri))
         _loaded.add((uri.server, name))
 
 
@@ -107,7 +107,7 @@ def describe(uri: CollectionUri, name: str) -> tuple[IndexInfo, dict[str, str]]:
     """
     client = connect(uri)
     with milvus_errors(uri):
-        properties = client.describe_collection(name, timeout=TIMEOUT)["properties"]
+        properties = client.describe_collection(name, timeout=seconds_of(uri))["properties"]
     try:
         return IndexInfo(**migrate(json.loads(properties[INFO]), uri)), json.loads(properties[COLUMNS])
     except (KeyError, ValueError, TypeError) as error:
@@ -119,7 +119,9 @@ def describe(uri: CollectionUri, name: str) -> tuple[IndexInfo, dict[str, str]]:
 def write_columns(uri: CollectionUri, name: str, columns: dict[str, str]) -> None:
     """Record the metadata columns of the collection."""
     with milvus_errors(uri):
-        connect(uri).alter_collection_properties(name, properties={COLUMNS: json.dumps(columns)}, timeout=TIMEOUT)
+        connect(uri).alter_collection_properties(
+            name, properties={COLUMNS: json.dumps(columns)}, timeout=seconds_of(uri)
+        )
 
 
 def publish(uri: CollectionUri, name: str, instead_of: str | None) -> None:
@@ -136,9 +138,9 @@ def publish(uri: CollectionUri, name: str, instead_of: str | None) -> None:
     client = connect(uri)
     with milvus_errors(uri):
         if instead_of is None:
-            client.create_alias(name, uri.name, timeout=TIMEOUT)
+            client.create_alias(name, uri.name, timeout=seconds_of(uri))
         else:
-            client.alter_alias(name, uri.name, timeout=TIMEOUT)
+            client.alter_alias(name, uri.name, timeout=seconds_of(uri))
 
 
 def drop_before(uri: CollectionUri, former: str) -> None:
@@ -146,6 +148,6 @@ def drop_before(uri: CollectionUri, former: str) -> None:
     client = connect(uri)
     pattern = re.compile(rf"{re.escape(uri.name)}_\d{{8}}T\d{{9}}_[0-9a-f]{{6}}")
     with milvus_errors(uri):
-        for name in client.list_collections(timeout=TIMEOUT):
+        for name in client.list_collections(timeout=seconds_of(uri)):
             if pattern.fullmatch(name) and name < former:
-                client.drop_collection(name, timeout=TIMEOUT)
+                client.drop_collection(name, timeout=seconds_of(uri))

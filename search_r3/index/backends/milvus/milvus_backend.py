@@ -47,7 +47,7 @@ from search_r3.index.backends.milvus.collections import (
     resolve,
     write_columns,
 )
-from search_r3.index.backends.milvus.connection import TIMEOUT, connect, exclusive, milvus_errors
+from search_r3.index.backends.milvus.connection import RequestTimeout, connect, exclusive, milvus_errors, seconds_of
 from search_r3.index.backends.milvus.filters import METADATA_FIELD, literal, milvus_filter
 from search_r3.index.backends.milvus.search_words import search_words
 from search_r3.index.backends.sql_condition import parse_condition
@@ -56,6 +56,7 @@ from search_r3.index.row_keys import COLUMNS, CONTENT, METADATA, VECTOR
 from search_r3.index.storage.location import CollectionUri
 
 AT_ONCE = 256  # rows of one request: 4 MB of vectors of 4,096 dimensions, of the 64 MB that a server takes
+LEAST_AT_ONCE = 64  # rows of a request that is not repeated in halves
 IDS_AT_ONCE = 1000  # in one filter
 MOST = 16_384  # rows that Milvus returns for one search
 TIES = 100  # rows beyond those asked for, among which equal scores are put in order
@@ -120,7 +121,9 @@ class MilvusBackend(IndexBackend):
 
     def count(self) -> int:
         with milvus_errors(self.uri):
-            (counted,) = self._client.query(self.collection, filter="", output_fields=["count(*)"], timeout=TIMEOUT)
+            (counted,) = self._client.query(
+                self.collection, filter="", output_fields=["count(*)"], timeout=seconds_of(self.uri)
+            )
         return int(counted["count(*)"])
 
     def current_info(self) -> IndexInfo:
@@ -157,7 +160,7 @@ class MilvusBackend(IndexBackend):
                 filter=where or "",
                 output_fields=SHOWN,
                 search_params={"metric_type": metric},
-                timeout=TIMEOUT,
+                timeout=seconds_of(self.uri),
             )
         # BM25 is never below 0: a sign only says that Milvus Lite returns distances
         score = float if metric == "COSINE" else lambda distance: abs(float(distance))
@@ -174,9 +177,21 @@ class MilvusBackend(IndexBackend):
             write_columns(self.uri, self.collection, metadata)
             self._metadata = metadata
         stored = [self._entity(row, vector) for row, vector in zip(columned, vectors, strict=True)]
-        with milvus_errors(self.uri):
-            for start in range(0, len(stored), AT_ONCE):
-                self._client.upsert(self.collection, stored[start : start + AT_ONCE], timeout=TIMEOUT)
+        for start in range(0, len(stored), AT_ONCE):
+            self._upsert(stored[start : start + AT_ONCE])
+
+    def _upsert(self, entities: list[dict[str, Any]]) -> None:
+        """Write them; if that takes too long, in two halves, as far as LEAST_AT_ONCE. What was written already is only
+        replaced, as every row has a key."""
+        try:
+            with milvus_errors(self.uri):
+                self._client.upsert(self.collection, entities, timeout=seconds_of(self.uri))
+        except RequestTimeout:
+            if len(entities) <= LEAST_AT_ONCE:
+                raise
+            middle = len(entities) // 2
+            self._upsert(entities[:middle])
+            self._upsert(entities[middle:])
 
     def _entity(self, row: Row, vector: np.ndarray) -> dict[str, Any]:
         values = {
@@ -199,7 +214,7 @@ class MilvusBackend(IndexBackend):
     def delete(self, ids: Collection[str]) -> None:
         with milvus_errors(self.uri):
             for keys in in_parts(map(key_of, ids), IDS_AT_ONCE):
-                self._client.delete(self.collection, ids=keys, timeout=TIMEOUT)
+                self._client.delete(self.collection, ids=keys, timeout=seconds_of(self.uri))
 
     def partial_rows(self, fields: Sequence[str]) -> Iterable[Row]:
         return self._read(list(fields))
@@ -212,7 +227,9 @@ class MilvusBackend(IndexBackend):
         with milvus_errors(self.uri):
             for some in in_parts(dict.fromkeys(ids), IDS_AT_ONCE):
                 where, fields = f"{KEY} in [{', '.join(literal(key_of(one)) for one in some)}]", ["id", VECTOR]
-                found = self._client.query(self.collection, filter=where, output_fields=fields, timeout=TIMEOUT)
+                found = self._client.query(
+                    self.collection, filter=where, output_fields=fields, timeout=seconds_of(self.uri)
+                )
                 vector_of |= {entity["id"]: entity[VECTOR] for entity in found}
         matrix = [vector_of[identifier] for identifier in ids]
         return np.asarray(matrix, dtype=np.float32).reshape(len(ids), self.info.dimension)
@@ -221,7 +238,7 @@ class MilvusBackend(IndexBackend):
         """These fields of all rows."""
         with milvus_errors(self.uri):
             batches = self._client.query_iterator(
-                self.collection, batch_size=IDS_AT_ONCE, output_fields=fields, timeout=TIMEOUT
+                self.collection, batch_size=IDS_AT_ONCE, output_fields=fields, timeout=seconds_of(self.uri)
             )
             try:
                 while batch := batches.next():
