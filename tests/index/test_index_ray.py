@@ -31,6 +31,7 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
 from search_r3.index.row_keys import ROW_HASH, VECTOR
 from search_r3.index.storage.location import Remote, options_of
+from search_r3.index.storage.object_store import open_objects
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'search-r3[ray]'")
 lance = pytest.importorskip("lance", reason="Lance is not installed: pip install 'search-r3[ray]'")
@@ -360,6 +361,28 @@ def test_the_environment_of_the_command_reaches_the_workers(cluster, corpus, s3)
     report = build_distributed("s3://bucket/environment", open_source(corpus), Fake, cluster)
     assert (report.added, report.embedded) == (48, 48)
     assert len(SearchIndex.open("s3://bucket/environment")) == 48
+
+
+@pytest.mark.nightly
+def test_what_workers_encoded_on_object_storage_survives_the_driver(cluster, corpus, s3, tmp_path, monkeypatch):
+    place, load = Remote("s3://bucket/survives"), Watched(Fake, tmp_path / "log", 0.0)
+    load.log.mkdir()
+
+    def die(*_) -> None:
+        raise RuntimeError("the driver dies")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("search_r3.index.distributed.commit.commit_fragments", die)
+        with pytest.raises(RuntimeError, match="the driver dies"):
+            build_distributed(place, open_source(corpus), load, cluster)
+    calls = len(list(load.log.iterdir()))
+    assert calls
+    assert build_distributed(place, open_source(corpus), load, cluster).added == 48
+    assert len(list(load.log.iterdir())) == calls, "nothing is encoded again"
+    build_index(tmp_path / "one", open_source(corpus), Fake(), progress=False)
+    check_equal(rows_of(place), rows_of(tmp_path / "one"))
+    left = [one["path"] for batch in open_objects(place).list() for one in batch]
+    assert not [path for path in left if "encoded.lance" in path or "spool.lance" in path]
 
 
 def test_only_whole_work_on_an_unchanged_table_is_committed(corpus, tmp_path):
