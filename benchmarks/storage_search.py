@@ -7,7 +7,12 @@
 A local server speaks S3 (moto's), behind an address that holds every request for 50 ms. Each checkout builds an index
 there and searches it (hybrid, random vectors, no model): as the command does, which opens the index anew; as a server
 does, with an index that is open; with a local copy that has to be made, and with one that is there (`--cache-dir`); and
-the same in a folder. Requests are sequential if none of them began before the one before it could be answered.
+the same in a folder. These are the times of opening and searching in a process that has imported what it needs. With
+--commands the whole command `search-r3 search` is timed too, in a process of its own, with a random two-layer model:
+starting Python, importing torch and loading a model are in it, which no storage can make faster.
+
+Requests are sequential if none of them began before the one before it had been answered. `waiting` are the seconds in
+which at least one request was under way; what is left is the process's own.
 """
 
 from __future__ import annotations
@@ -21,12 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import Table, rounded, say, write_report
+from common import Table, rounded, say, shrunk, write_report
 
 SEED = 0
 HERE = Path(__file__).resolve().parent
@@ -60,18 +65,6 @@ class Searcher:
         return json.loads(line)
 
 
-class Times(list[str]):
-    """What came to the storage, with the time of each request."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at: list[float] = []
-
-    def append(self, line: str) -> None:
-        super().append(line)
-        self.at.append(time.time())
-
-
 @contextmanager
 def slow_storage() -> Iterator[Any]:
     """moto's server with a bucket, behind an address that can be slow; the environment leads there."""
@@ -80,23 +73,30 @@ def slow_storage() -> Iterator[Any]:
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_bucket() as url, storage(url) as found:
-        found.requests = Times()
         os.environ |= s3_variables(found.url)
         yield found
 
 
-def sequential(times: list[float], delay: float) -> int:
-    """The largest number of requests none of which began within `delay` seconds of the one before it."""
+def sequential(spans: Sequence[Sequence[float]]) -> int:
+    """The largest number of requests none of which began before the one before it was answered, of [came, answered]."""
     count, free = 0, 0.0
-    for began in sorted(times):
-        if began >= free:
-            count, free = count + 1, began + delay
+    for came, answered in sorted(spans, key=lambda span: max(span)):
+        if came >= free:
+            count, free = count + 1, max(came, answered)
     return count
+
+
+def under_way(spans: Sequence[Sequence[float]]) -> float:
+    """Seconds in which at least one request was."""
+    total, free = 0.0, 0.0
+    for came, answered in sorted(spans):
+        total, free = total + max(0.0, answered - max(came, free)), max(free, answered)
+    return total
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     checkouts = {"ours": HERE.parent} | ({"before": options.against.resolve()} if options.against else {})
-    found: dict[str, dict[str, list[tuple[float, int, int]]]] = {}
+    found: dict[str, dict[str, list[tuple[float, ...]]]] = {}
     with slow_storage() as storage:
         searchers = {}
         for name, checkout in checkouts.items():
@@ -107,6 +107,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for _ in range(WARM):
                 searcher.ask("server", f"s3://bucket/{name}")
             say(f"{name}: built")
+        commands = Commands(checkouts, scratch) if options.commands else None
         storage.delay = options.delay
         for turn in range(options.rounds):
             for name in sorted(searchers, reverse=bool(turn % 2)):
@@ -117,18 +118,88 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 for what, task, place in tasks:
                     if what == "copy made":
                         subprocess.run(["rm", "-rf", str(scratch / name)], check=True)
-                    done = searchers[name].ask(task, place)
-                    times = [at for at in storage.requests.at if done["began"] <= at <= done["ended"]]
-                    entry = (done["seconds"], len(times), sequential(times, options.delay))
-                    found.setdefault(name, {}).setdefault(what, []).append(entry)
+                    kept = found.setdefault(name, {}).setdefault(what, [])
+                    kept.append(counted(storage, lambda: searchers[name].ask(task, place)))  # noqa: B023  # called here
+                for what, run in commands.of(name).items() if commands else ():
+                    found[name].setdefault(what, []).append(counted(storage, run))
         for searcher in searchers.values():
             searcher.close()
-    return {name: {what: _medians(runs) for what, runs in kinds.items()} for name, kinds in found.items()}
+    figures: dict[str, Any] = {name: {kind: _medians(runs) for kind, runs in of.items()} for name, of in found.items()}
+    return figures | {"ratios": ratios(found)}
 
 
-def _medians(runs: list[tuple[float, int, int]]) -> dict[str, float]:
-    seconds, requests, chain = (statistics.median(column) for column in zip(*runs, strict=True))
-    return {"seconds": rounded(seconds), "requests": requests, "sequential_requests": chain}
+def counted(storage: Any, work: Callable[[], dict[str, Any]]) -> tuple[float, ...]:
+    """Seconds of a search, its requests, how many follow each other, and seconds in which any was under way."""
+    before = len(storage.spans)
+    done = work()
+    spans = [span for span in storage.spans[before:] if done["began"] <= span[0] <= done["ended"]]
+    return done["seconds"], len(spans), sequential(spans), under_way(spans)
+
+
+class Commands:
+    """`search-r3 search` of each checkout as a whole, on an index that its `search-r3 index` made."""
+
+    def __init__(self, checkouts: dict[str, Path], scratch: Path) -> None:
+        from search_r3.model.resolve import default_model
+
+        self.checkouts, self.cache = checkouts, scratch / "commands"
+        self.model = shrunk(str(default_model()), scratch / "tiny")
+        corpus = scratch / "corpus.jsonl"
+        texts = ({"_id": f"d{i}", "text": f"word{i % 500} word{i % 77} and more"} for i in range(300))
+        corpus.write_text("".join(json.dumps(one) + "\n" for one in texts), encoding="utf-8")
+        self.corpus = corpus
+        for name in checkouts:
+            for place in (f"s3://bucket/{name}-command", str(scratch / f"{name}-command.index")):
+                self._run(name, "index", str(corpus), "--into", place, "--model", str(self.model))
+            say(f"{name}: indexed by the command")
+
+    def of(self, name: str) -> dict[str, Callable[[], dict[str, Any]]]:
+        """What is timed of one checkout."""
+        remote, local = f"s3://bucket/{name}-command", str(self.corpus.parent / f"{name}-command.index")
+
+        def search(place: str, *options: str) -> Callable[[], dict[str, Any]]:
+            query = ["search", place, "word12 word33", "--no-reasoning", "--model", str(self.model)]
+            return lambda: self._run(name, *query, *options)
+
+        found = {"whole command": search(remote), "whole command, folder": search(local)}
+        if name == "ours":
+            found["whole command, copy there"] = search(remote, "--cache-dir", str(self.cache))
+        return found
+
+    def _run(self, name: str, *arguments: str) -> dict[str, Any]:
+        environment = os.environ | {"PYTHONPATH": str(self.checkouts[name])}
+        began, started = time.time(), time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "search_r3", *arguments], env=environment, capture_output=True
+        )
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise SystemExit(f"{name}: {' '.join(arguments)}: {done.stderr.decode(errors='replace')[-2000:]}")
+        return {"began": began, "seconds": seconds, "ended": time.time()}
+
+
+def ratios(found: dict[str, dict[str, list[tuple[float, ...]]]]) -> dict[str, float]:
+    """Medians over the rounds of what the goals are about: to the older checkout, and of a copy to a folder."""
+    pairs = {"copy there to folder": ("ours", "copy there", "ours", "folder")}
+    if "before" in found:
+        pairs["command to before"] = ("ours", "command", "before", "command")
+        pairs["server to before"] = ("ours", "server", "before", "server")
+    if "whole command" in found["ours"]:
+        whole = "whole command"
+        pairs["whole command, copy there to folder"] = ("ours", f"{whole}, copy there", "ours", f"{whole}, folder")
+        if "before" in found:
+            pairs["whole command to before"] = ("ours", whole, "before", whole)
+    out = {}
+    for name, (one, what, other, against) in pairs.items():
+        rounds = zip(found[one][what], found[other][against], strict=True)
+        out[name] = rounded(statistics.median(ours[0] / theirs[0] for ours, theirs in rounds))
+    return out
+
+
+def _medians(runs: list[tuple[float, ...]]) -> dict[str, float]:
+    seconds, requests, chain, waiting = (statistics.median(column) for column in zip(*runs, strict=True))
+    times = {"seconds": rounded(seconds), "waiting": rounded(waiting)}
+    return times | {"requests": requests, "sequential_requests": chain}
 
 
 def main() -> None:
@@ -138,15 +209,18 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=64)
     parser.add_argument("--delay", type=float, default=0.05, help="seconds that each request waits")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--commands", action="store_true", help="time the whole command too")
     parser.add_argument("--json", dest="output", type=Path, help="where to write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = measure(options, Path(folder))
-    table = Table("a search", "code", "where", "seconds", "requests", "sequential")
+    table = Table("a search", "code", "where", "seconds", "waiting", "requests", "sequential")
     for name, kinds in figures.items():
-        for what, run in kinds.items():
-            numbers = (run["seconds"], run["requests"], run["sequential_requests"])
+        for what, run in kinds.items() if name != "ratios" else ():
+            numbers = (run["seconds"], run["waiting"], run["requests"], run["sequential_requests"])
             table.row(name, what, *(f"{number:g}" for number in numbers))
+    for name, ratio in figures["ratios"].items():
+        print(f"{name}: {ratio:.2f}")
     settings = {"rows": options.rows, "dimension": options.dimension, "delay": options.delay, "rounds": options.rounds}
     against = options.against.name if options.against else None
     figures = {**settings, "against": against, **figures}

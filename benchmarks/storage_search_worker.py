@@ -72,7 +72,7 @@ def main() -> None:
             from search_r3.index.local_copies import LocalCopies
             from search_r3.index.storage.location import Remote
 
-            return timed(lambda: search(opened(str(LocalCopies(Path(spec["cache"]), 1e9).newest(Remote(place))))))[0]
+            return timed(lambda: search(LocalCopies(Path(spec["cache"]), 1e9).open(Remote(place))))[0]
         if place not in handles:
             handle: Any = SearchIndex
             with suppress(ImportError):

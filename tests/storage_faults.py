@@ -25,6 +25,8 @@ class FaultyStorage:
         delay: seconds that each request waits before it is passed on.
         after: the fault begins after this many more requests.
         requests: the first lines of those that came.
+        spans: when each of them came, and when the last part of its answer was passed on (seconds since 1970; 0.0 if
+            there was none).
     """
 
     def __init__(self, upstream: str) -> None:
@@ -34,6 +36,7 @@ class FaultyStorage:
         self.after = 0
         self.delay = 0.0
         self.requests: list[str] = []
+        self.spans: list[list[float]] = []
         self.server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
         self.sockets: list[socket.socket] = []
@@ -54,10 +57,13 @@ class FaultyStorage:
 
     def _serve(self, client: socket.socket) -> None:
         upstream: socket.socket | None = None
+        current: list[list[float]] = []  # the span of the request that is being answered
         with suppress(OSError):
             while data := client.recv(1 << 16):
                 first = data.split(b"\r\n")[0].decode("latin-1")
                 if first.endswith("HTTP/1.1"):
+                    current[:] = [[time.time(), 0.0]]
+                    self.spans += current
                     self.requests.append(first)
                     self.after -= 1
                 if self.fault == "none" or self.after >= 0:
@@ -65,7 +71,7 @@ class FaultyStorage:
                     if upstream is None:
                         upstream = socket.create_connection(self.upstream, timeout=120)
                         self.sockets.append(upstream)
-                        threading.Thread(target=_pump, args=(upstream, client), daemon=True).start()
+                        threading.Thread(target=_pump, args=(upstream, client, current), daemon=True).start()
                     upstream.sendall(data)
                 elif self.fault == "gone":
                     client.shutdown(socket.SHUT_RDWR)
@@ -75,9 +81,11 @@ class FaultyStorage:
                     client.sendall(f"HTTP/1.1 {self.fault} Bad day\r\nContent-Length: 4\r\n\r\nsick".encode())
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, current: list[list[float]]) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
+            for span in current:
+                span[1] = time.time()
             target.sendall(data)
         target.shutdown(socket.SHUT_RDWR)
 

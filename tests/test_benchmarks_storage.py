@@ -27,9 +27,10 @@ def figures_of(script: str, output: Path, *arguments: str) -> dict:
 def test_requests_are_sequential_if_they_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
     with fresh_benchmarks(monkeypatch):
         from storage_search import sequential
-    assert sequential([], 1.0) == 0
-    assert sequential([0.0, 0.1, 0.2, 0.9], 1.0) == 1
-    assert sequential([5.0, 0.0, 1.0, 1.5, 2.1], 1.0) == 4
+    assert sequential([]) == 0
+    assert sequential([[0.0, 1.0], [0.1, 3.0], [0.2, 1.2], [0.9, 2.0]]) == 1
+    assert sequential([[5.0, 6.0], [0.0, 1.0], [1.0, 2.0], [1.5, 2.5], [2.1, 4.0]]) == 4
+    assert sequential([[0.0, 0.0], [1.0, 2.0]]) == 2, "one that was never answered"
 
 
 @pytest.mark.nightly

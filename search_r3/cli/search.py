@@ -38,6 +38,7 @@ from search_r3.rank_fusion import VECTOR_WEIGHT
 if TYPE_CHECKING:
     from search_r3.index.run_search import SearchOptions, SearchResult
     from search_r3.index.search_index import SearchIndex
+    from search_r3.index.storage.location import Remote
     from search_r3.model.searchr3 import SearchR3
 
 
@@ -188,13 +189,12 @@ def search(
     from search_r3.index.index_handle import damage_explained
     from search_r3.index.results.reranked import rerank_hits
     from search_r3.index.run_search import check_given, check_reasoning_words, check_where
-    from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
 
     check_reranking(rerank, reranker, k)
     if files and as_json:
         raise InputError("--files and --json are two forms of the output; give one")
-    opened = SearchIndex.open_snapshot(index) if cache_dir is None else open_copy(index, cache_dir, cache_size)
+    opened = open_index(index, cache_dir, cache_size, mode is not Mode.text)
     with damage_explained(index):  # before a model is loaded
         check_where(opened, where)
         refuse_both(writer, reasoning_text)
@@ -250,18 +250,32 @@ def search(
         _print(result, opened, min_score, files=files, filtered=bool(where and where.strip()))
 
 
-def open_copy(index: str, cache_dir: Path, gigabytes: float) -> SearchIndex:
-    """The index, opened in `cache_dir` if it is on object storage: a copy of its newest version, made if need be."""
+def open_index(index: str, cache_dir: Path | None, gigabytes: float, with_model: bool) -> SearchIndex:
+    """The index, opened; of one on object storage with `cache_dir` a copy of its newest version, made if need be.
+
+    Args:
+        with_model: a model will be loaded; while object storage answers, torch is imported for it.
+    """
     from search_r3.index.search_index import SearchIndex
+    from search_r3.index.storage.deadline import in_thread
     from search_r3.index.storage.location import Remote, location_of
 
     location = location_of(index)
     if not isinstance(location, Remote):
         return SearchIndex.open_snapshot(index)
-    from search_r3.index.local_copies import GB, LocalCopies
+    opening = in_thread(lambda: _open_remote(location, cache_dir, gigabytes), inside=False)
+    if with_model:
+        import torch  # noqa: F401  # a second or more
+    return opening(None)
 
-    copy = LocalCopies(cache_dir, gigabytes * GB).newest(location)
-    return SearchIndex.open_snapshot(copy).with_display_path(location)
+
+def _open_remote(location: Remote, cache_dir: Path | None, gigabytes: float) -> SearchIndex:
+    from search_r3.index.local_copies import GB, LocalCopies
+    from search_r3.index.search_index import SearchIndex
+
+    if cache_dir is None:
+        return SearchIndex.open_snapshot(location)
+    return LocalCopies(cache_dir, gigabytes * GB).open(location)
 
 
 def _warn(opened: SearchIndex, reader: Any) -> None:

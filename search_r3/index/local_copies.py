@@ -1,6 +1,6 @@
 """Local copies of indexes on object storage, in a cache folder with a bound: searched as fast as any folder.
 
-A search on object storage makes tens of requests one after the other. The newest version's name is one request; if
+A search on object storage makes several requests one after the other. The newest version's name is one request; if
 its copy is there, nothing else is fetched. A new version is copied whole, many files at a time, and the copies that
 were used least recently make room for it.
 """
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from search_r3.files import atomic_path, expand_user
 from search_r3.index.backends.lance.compaction import bytes_on_disk
 from search_r3.index.backends.lance.fetching import fetch, needed_files, version_of
 from search_r3.index.backends.lance.lance_table import TABLE
-from search_r3.index.storage.deadline import within_deadline
+from search_r3.index.search_index import SearchIndex
+from search_r3.index.storage.deadline import in_thread, within_deadline
 from search_r3.index.storage.location import Remote, storage_errors
 from search_r3.index.storage.object_store import open_objects
 
@@ -48,6 +50,25 @@ class LocalCopies:
     folder: Path
     limit: float
 
+    def open(self, location: Remote) -> SearchIndex:
+        """The newest version of the index at `location`, opened in its copy, which is made if need be.
+
+        While the storage is asked which version is the newest, the copy that is there is opened already.
+
+        Raises:
+            StorageError, InputError: as for `newest`, and as for `SearchIndex.open_snapshot`.
+        """
+        wait = in_thread(lambda: self.newest(location), inside=False)
+        likely, opened = self._last_copy(location), None
+        if likely is not None:
+            with suppress(InputError, OSError, ValueError):  # it may be removed at this moment
+                opened = SearchIndex.open_snapshot(likely)
+                opened.backend.check_text()
+        copy = wait(None)
+        if opened is None or copy != likely:
+            opened = SearchIndex.open_snapshot(copy)
+        return opened.with_display_path(location)
+
     def newest(self, location: Remote) -> Path:
         """The folder of a copy of the newest version of the index at `location`, which is made if need be.
 
@@ -64,10 +85,8 @@ class LocalCopies:
         raise AssertionError("the last attempt returns or raises")
 
     def _newest(self, location: Remote) -> Path:
-        key = hashlib.sha256(location.encode()).hexdigest()[:12]
         version, tag = within_deadline(location, "asking for the index's version", lambda: newest_version(location))
-        name = re.sub(r"[^\w.-]+", "-", location.rpartition("/")[2]) or "index"
-        copy = expand_user(self.folder) / f"{name}-{key}-{version}-{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
+        copy = expand_user(self.folder) / f"{_prefix(location)}{version}-{hashlib.sha256(tag.encode()).hexdigest()[:8]}"
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(copy.parent / LOCK, timeout=LOCK_SECONDS):
@@ -79,6 +98,14 @@ class LocalCopies:
         except PermissionError as error:
             raise InputError(f"cannot write to {copy.parent}: {error.strerror}; give another --cache-dir") from error
         return copy
+
+    def _last_copy(self, location: Remote) -> Path | None:
+        """The copy of this index that was searched last."""
+        try:
+            copies = [one for one in self._copies(expand_user(self.folder)) if one.name.startswith(_prefix(location))]
+            return max(copies, key=used, default=None)
+        except OSError:  # there is no folder yet
+            return None
 
     def _copy(self, location: Remote, version: int, copy: Path) -> None:
         """Raises FileNotFoundError if the version was removed meanwhile."""
@@ -115,6 +142,12 @@ class LocalCopies:
     @staticmethod
     def _copies(folder: Path) -> Iterator[Path]:
         return (one for one in folder.iterdir() if COPY.fullmatch(one.name) and one.is_dir())
+
+
+def _prefix(location: Remote) -> str:
+    """What the names of an index's copies begin with."""
+    name = re.sub(r"[^\w.-]+", "-", location.rpartition("/")[2]) or "index"
+    return f"{name}-{hashlib.sha256(location.encode()).hexdigest()[:12]}-"
 
 
 def used(copy: Path) -> float:
