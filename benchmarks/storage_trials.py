@@ -41,10 +41,10 @@ REQUEST_SECONDS, DEADLINE_SECONDS = 0.4, 10.0
 LIMITS = {"SEARCH_R3_STORAGE_TIMEOUT": str(REQUEST_SECONDS), "SEARCH_R3_STORAGE_DEADLINE": str(DEADLINE_SECONDS)}
 NO_LIMITS = dict.fromkeys(LIMITS, "60")
 """While nothing fails: a busy machine is slow, too."""
-SLACK = 10.0
-"""Seconds of a busy machine, in each operation."""
-OPERATIONS = {"search": 2, "create": 6, "update": 6, "delete": 6, "compact": 6}
-"""How many take place: opening and searching; a build opens and reads the index several times, and has a lock."""
+DEADLINES = {"search": 2, "create": 6, "update": 6, "delete": 6, "compact": 6}
+"""How many a call may take, by docs/scale.md ("Deadlines"): a search one for opening the index and one for searching; a
+change of the index three minutes where a deadline is 30 seconds. What the same call takes when nothing fails is added
+to that, as the machine may be busy."""
 LONGEST_DELAY = 0.6
 """Of one request, in seconds."""
 REQUESTS = {"search": 8, "create": 60, "update": 60, "delete": 45, "compact": 45}
@@ -100,15 +100,18 @@ class Trial:
         seconds = time.monotonic() - started
         os.environ |= NO_LIMITS
         self.storage.delay, self.storage.fault = 0.0, "none"
-        if seconds > (limit := OPERATIONS[self.call] * DEADLINE_SECONDS + SLACK):
-            self.wrong.append(f"took {seconds:.0f} s, more than {limit:g} s")
         self._check_between()
         time.sleep(LEASE_SECONDS if "another" in outcome else 0.0)  # a lease that could not be given back
+        started = time.monotonic()
         if (again := self._outcome(call)) != "done":
             self.wrong.append(f"once more: {again}")
+        well = time.monotonic() - started
+        if seconds > (limit := DEADLINES[self.call] * DEADLINE_SECONDS + well):
+            self.wrong.append(f"took {seconds:.0f} s, more than {limit:.0f} s")
         self._check(self.after)
         record = {"fault": self.fault, "call": self.call, "from_request": self.begin, "delay": round(self.delay, 3)}
-        return record | {"outcome": outcome, "seconds": round(seconds, 2), "wrong": self.wrong}
+        times = {"seconds": round(seconds, 2), "seconds_when_well": round(well, 2)}
+        return record | {"outcome": outcome, **times, "wrong": self.wrong}
 
     def _prepare(self) -> Callable[[], None]:
         from search_r3.index.maintenance import UnknownDocument, compact_index, delete_documents
@@ -266,6 +269,7 @@ def main() -> int:
         },
         "request_seconds": REQUEST_SECONDS,
         "deadline_seconds": DEADLINE_SECONDS,
+        "deadlines_allowed": DEADLINES,
         "wrong": bad,
     }
     write_report("storage_trials", figures, device="cpu", seed=options.seed, output=output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 
 import pytest
@@ -42,6 +43,26 @@ def test_a_version_is_copied_once_and_a_new_one_takes_its_place(place, model, tm
     second = cache.newest(place)
     assert len(SearchIndex.open(second)) == 31
     assert copies(tmp_path / "cache") == [second.name]
+
+
+def test_a_copy_is_opened_in_advance_but_only_searched_if_it_is_the_newest(place, model, tmp_path, monkeypatch):
+    build_index(place, DOCUMENTS, model)
+    cache, opened, snapshot = LocalCopies(tmp_path / "cache", 1e9), [], SearchIndex.open_snapshot
+    first = cache.newest(place)
+
+    def noted(path):
+        opened.append(path)
+        return snapshot(path)
+
+    monkeypatch.setattr(SearchIndex, "open_snapshot", noted)
+    index = cache.open(place)
+    assert (len(index), index.path, opened) == (30, place, [first])
+    build_index(place, [*DOCUMENTS, SourceDocument("new", "", "a new one")], model)
+    assert len(cache.open(place)) == 31
+    assert opened[1:] == [first, cache.newest(place)]
+    shutil.rmtree(cache.newest(place) / "chunks.lance")
+    with pytest.raises(InputError, match="not a search-r3 index"):
+        cache.open(place)
 
 
 def test_all_copies_together_stay_within_the_bound(place, model, tmp_path):
