@@ -95,8 +95,8 @@ def main() -> int:
     base = Path(os.environ.get("SEARCH_R3_DATA", "."))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        name = str(options.model or default_model())
-        name = str(shrunk(name, Path(scratch) / "tiny")) if options.tiny else name
+        tiny = str(shrunk(options.model or "smollm2-135m", Path(scratch) / "tiny")) if options.tiny else None
+        name = tiny or str(options.model or default_model())
         model = SearchR3.from_pretrained(name, device=options.device, engine="auto" if options.tiny else options.engine)
         cache = None if options.tiny else EmbeddingCache()
         table = Table("nDCG@10", "data", "LanceDB", "Milvus", "NumPy", "same ten")

@@ -221,8 +221,8 @@ def search(spec: Spec) -> dict[str, Any]:
     first = vectors(replace(start, nprobes=partitions), 1)
     tried = []
     for refine in REFINES:
-        for share in SHARES:
-            settings = replace(start, nprobes=max(1, round(share * partitions)), refine=refine)
+        for nprobes in sorted({max(1, round(share * partitions)) for share in SHARES}):
+            settings = replace(start, nprobes=nprobes, refine=refine)
             vectors(settings, WARM_UP)
             found = vectors(settings, spec.queries)
             tried.append({"share": rounded(settings.nprobes / partitions), "refine": refine} | found)

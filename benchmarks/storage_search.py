@@ -140,10 +140,8 @@ class Commands:
     """`search-r3 search` of each checkout as a whole, on an index that its `search-r3 index` made."""
 
     def __init__(self, checkouts: dict[str, Path], scratch: Path) -> None:
-        from search_r3.model.resolve import default_model
-
         self.checkouts, self.cache = checkouts, scratch / "commands"
-        self.model = shrunk(str(default_model()), scratch / "tiny")
+        self.model = shrunk("smollm2-135m", scratch / "tiny")
         corpus = scratch / "corpus.jsonl"
         texts = ({"_id": f"d{i}", "text": f"word{i % 500} word{i % 77} and more"} for i in range(300))
         corpus.write_text("".join(json.dumps(one) + "\n" for one in texts), encoding="utf-8")
