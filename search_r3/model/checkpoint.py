@@ -280,10 +280,21 @@ def _load_adapter(folder: Path, record: dict[str, Any], dtype: Any, merge: bool)
         raise InputError(f"{folder} is not an adapter that peft can read: {first_line(error)}") from error
     check_adapter(model, folder / ADAPTER_FILE)
     if merge:
+        _own_memory(base.model)
         model = model.merge_and_unload()
         if hasattr(model, "peft_config"):  # peft 0.18 does not remove it
             del model.peft_config
     return Checkpoint(folder.resolve().name, model, base.tokenizer, contract, folder)
+
+
+def _own_memory(model: Any) -> None:
+    """Give each weight memory of its own.
+
+    safetensors maps a whole file, and merging an adapter changes almost all of it in place: the operating system would
+    keep a copy of each changed page until no weight is part of the mapping, even of weights that are replaced.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
 
 
 def _load_merged(folder: Path, record: dict[str, Any], dtype: Any) -> Checkpoint:

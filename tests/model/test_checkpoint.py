@@ -182,6 +182,17 @@ def test_an_adapter_s_files_name_no_place_of_this_machine(tiny_adapter: Path, ti
     assert settings["base_model_name_or_path"] == contract["base"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the mapped files of a process are read from Linux")
+def test_no_weight_of_a_merged_adapter_is_part_of_the_mapped_file(tiny_adapter: Path) -> None:
+    """Or all pages that merging has changed would stay in memory (findings/safetensors-mapped-weights.sh)."""
+    loaded = checkpoint.load(tiny_adapter, dtype=torch.float32)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    mapped = [line[0].split("-") for line in lines if line[-1].endswith(".safetensors")]
+    for name, weight in loaded.model.named_parameters():
+        inside = [first for first, end in mapped if int(first, 16) <= weight.data_ptr() < int(end, 16)]
+        assert not inside, name
+
+
 def test_loading_runs_in_one_thread_and_leaves_the_number_of_threads_as_it_was(tiny_model: Path, monkeypatch) -> None:
     seen: list[int] = []
     read = checkpoint._read_model
