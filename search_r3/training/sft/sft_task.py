@@ -367,5 +367,10 @@ def train_sft(recipe: str | Path, overrides: Sequence[str] = (), resume: bool = 
             "pairs_sha256": [sha256_of(path) for path in config.pairs],
             "base_contract": checkpoint.contract.hash,
             **({} if fixed is None else {"documents_sha256": fixed.sha256}),
+            **(
+                {"query_normalizer_sha256": task.checkpoint.contract.query_normalizer}
+                if config.query_normalizer is not None
+                else {}
+            ),
         },
     )

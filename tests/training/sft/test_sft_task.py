@@ -15,6 +15,9 @@ from search_r3.data.mining.teacher import write_teacher_rows
 from search_r3.data.pairs import TrainingPair, write_pairs
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
+from search_r3.model.query_normalizer import QueryNormalizer
+from search_r3.model.spelling import SpellingCorrector
+from search_r3.model.truecasing import Truecaser
 from search_r3.training import dev_evaluation
 from search_r3.training.config import RENAMED_KEYS, LoopConfig, LoraSettings
 from search_r3.training.sft.batch_sampler import BatchSampler
@@ -370,6 +373,19 @@ def test_a_run_from_an_adapter_starts_where_that_ended(recipe: Callable[..., Pat
     assert SearchR3.from_pretrained(second, device="cpu").contract_hash != SearchR3.from_pretrained(first).contract_hash
 
 
+def test_a_run_has_the_query_normalizer_of_its_recipe_and_goes_on_with_no_other(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = tmp_path / "words.json"
+    QueryNormalizer(Truecaser({}, {}, {}), SpellingCorrector(["hungary"])).save(words)
+    path = recipe(query_normalizer=str(words))
+    model = SearchR3.from_pretrained(train_sft(path), device="cpu")
+    assert model.normalized_query("in hunfary") == "In hungary"
+    QueryNormalizer(Truecaser({}, {}, {}), SpellingCorrector(["hunter"])).save(words)
+    with pytest.raises(InputError, match="query_normalizer_sha256"):
+        train_sft(path)
+
+
 def test_dev_metrics_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from search_r3.data.beir import BeirDataset, Document
 
@@ -405,6 +421,7 @@ def test_dev_metrics_are_of_the_weights_of_the_moment(tiny_model: Path, monkeypa
         ({"weights": {"kl": -1}}, "kl must be 0 or more"),
         ({"base": "no-such-model"}, "no model 'no-such-model'"),
         ({"temprature": 0.1}, "did you mean"),
+        ({"query_normalizer": "none.json"}, r"none\.json is not a query normalizer"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_name(changes: dict[str, Any], message: str, recipe: Callable[..., Path]) -> None:
