@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,6 +178,7 @@ def test_hits_are_there_while_one_types_and_enter_takes_the_chosen_one(index: Pa
     assert text(passage).splitlines()[:3] == ["Yeast lets", "the dough", "rise."]
     assert text(status(result, "")).startswith("by words, ")
     assert text(status(result, "wait")) == "wait"
+    assert text(status(replace(result, normalized_query="see"), "")).endswith("   searched by meaning as: see")
 
 
 def test_escape_leaves_and_enter_takes_nothing_where_nothing_was_found(index: Path, keys: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from search_r3.cli.live_search import LiveSearch, Step
 from search_r3.errors import InputError
 from search_r3.index.results.places import place_of
-from search_r3.index.results.terminal_page import nothing_found, one_line, scores_of, warnings_of
+from search_r3.index.results.terminal_page import nothing_found, one_line, scores_of, searched_as, warnings_of
 from search_r3.index.run_search import Hit, SearchResult
 from search_r3.optional import optional_imports
 
@@ -209,6 +209,8 @@ def status(result: SearchResult | None, note: str) -> Fragments:
         return [("class:note", odd)]
     spent = result.timings.reason_ms + result.timings.search_ms
     parts: Fragments = [("class:dim", f"{'by words' if result.mode == 'text' else 'by meaning'}, {spent:,.0f} ms")]
+    if corrected := searched_as(result):
+        parts.append(("class:dim", f"   {corrected}"))
     if result.reasoning is not None:
         parts += [("class:dim", "   reasoning: "), ("italic", one_line(result.reasoning.text))]
     return parts

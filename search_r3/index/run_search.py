@@ -135,7 +135,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The hits, best first, and how they were found."""
+    """The hits, best first, and how they were found.
+
+    Attributes:
+        normalized_query: what the model embedded in place of `query`, with typos corrected and case restored; None if
+            it embedded `query` itself, or nothing. Words are searched for as they are in `query`.
+    """
 
     query: str
     mode: Mode
@@ -144,6 +149,13 @@ class SearchResult:
     timings: Timings
     read: list[ReadPassage] = field(default_factory=list)
     explanation: Explanation | None = None
+    normalized_query: str | None = None
+
+    @property
+    def corrected_query(self) -> str | None:
+        """`normalized_query` if it has other letters than `query`; case alone is nothing to tell people."""
+        normalized = self.normalized_query
+        return None if normalized is None or normalized.casefold() == self.query.casefold() else normalized
 
     def chosen(self, positions: Sequence[int]) -> SearchResult:
         """The result with the hits at these positions only, in this order, and their explanations."""
@@ -175,6 +187,7 @@ class SearchResult:
             Timings(**record["timings"]),
             [ReadPassage(**passage) for passage in record["read"]],
             None if about is None else Explanation.from_dict(about),
+            record.get("normalized_query"),  # servers of older versions do not send it
         )
 
 
@@ -217,6 +230,7 @@ def run_search(
     with_words = reasoning_words or (reasoning_words is None and hybrid.reasoning_words)
     ranking = RowRanking(backend, query, mode, where, exact, chunks, hybrid)
     embedded: _Embedded | None = None
+    normalized: str | None = None
     if mode != "text":
         if model is None:
             raise InputError(f'mode "{mode}" needs a model to embed the query; give one, or search with mode "text"')
@@ -227,6 +241,7 @@ def run_search(
         if not with_words:
             ranking.begin(k)
         embedded = _embed_query(ranking, model, thinking, read, hops)
+        normalized = _normalized(query, model)
     done_embedding = time.perf_counter()
     if with_words:
         ranking = ranking.with_reasoning("" if embedded is None or embedded.trace is None else embedded.trace.text)
@@ -246,7 +261,7 @@ def run_search(
     done = time.perf_counter()
     timings = Timings(round((done_embedding - started) * 1e3, 2), round((done - done_embedding) * 1e3, 2))
     passages = [] if embedded is None else embedded.read
-    return SearchResult(query, mode, hits, trace, timings, passages, explanation)
+    return SearchResult(query, mode, hits, trace, timings, passages, explanation, normalized)
 
 
 def check_where(index: Searched, where: str | None) -> str | None:
@@ -361,6 +376,13 @@ def _embed_query(ranking: RowRanking, model: Encoder, thinking: _Thinking, read:
     if direct is None or thinking.reasoning:
         return _embed(query, model, thinking)
     return direct
+
+
+def _normalized(query: str, model: Encoder) -> str | None:
+    """What the model embeds in place of `query`; None if it is `query` itself."""
+    normalize = getattr(model, "normalize_query", None)
+    normalized: str = query if normalize is None else normalize(query)
+    return None if normalized == query else normalized
 
 
 def _read_and_embed(

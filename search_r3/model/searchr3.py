@@ -274,6 +274,12 @@ class SearchR3:
         normalize = self.checkpoint.normalizer(queries=queries)
         return token_rows(self.tokenizer, texts, limit, between, normalize=normalize)
 
+    def normalize_query(self, text: str) -> str:
+        """What is embedded in place of the query `text`: typos corrected and case restored, as far as the checkpoint
+        has a query normalizer and its contract folds capitals; else `text` itself."""
+        normalize = self.checkpoint.normalizer(queries=True)
+        return text if normalize is None else normalize(text)
+
     @property
     def token_counter(self) -> Callable[[Sequence[str]], list[int]]:
         """`count_tokens` as a function that only needs the tokenizer and can be sent to another process."""

@@ -318,6 +318,7 @@ class SearchResult(Answer):
     model_config = _like({"query": "what does the moon do", "mode": "hybrid", "hits": [_HIT],
                           "reasoning": {"text": "moon, tide, sea", "num_tokens": 6, "forced": False},
                           "timings": {"reason_ms": 148.2, "search_ms": 6.1}, "read": [],
+                          "normalized_query": "What does the moon do",
                           "index": "notes-index", "model": _NAME,
                           "usage": {"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18,
                                     "truncated_texts": 0},
@@ -330,6 +331,13 @@ class SearchResult(Answer):
     timings: Timings
     read: list[ReadPassage]
     explanation: Annotated[Explanation | None, Field(description="with `explain`")] = None
+    normalized_query: Annotated[
+        str | None,
+        Field(
+            description="what was embedded in place of the query, with typos corrected and case restored; null if the "
+            "query was embedded as it is, or not at all"
+        ),
+    ]
     index: Annotated[str, Field(description="the name of the index that was searched")]
     model: str
     usage: SearchUsage

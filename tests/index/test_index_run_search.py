@@ -9,7 +9,7 @@ import pytest
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.results.snippets import make_snippet
-from search_r3.index.run_search import ReasoningTrace, SearchOptions, run_search
+from search_r3.index.run_search import ReasoningTrace, SearchOptions, SearchResult, run_search
 from search_r3.rank_fusion import fuse_scores, reciprocal_rank_fusion
 
 ODD_QUERIES = [
@@ -112,6 +112,19 @@ def test_without_reasoning_there_is_no_trace_and_words_need_no_model(index, mode
     assert "mercury" in ids(index.search("planet", None, mode="text"))
     with pytest.raises(InputError, match="needs a model"):
         index.search("planet", None)
+
+
+def test_what_is_embedded_in_place_of_the_query_is_told(index, model):
+    result = index.search("lakes on titan", model)
+    assert (result.query, result.normalized_query, result.corrected_query) == ("lakes on titan", None, None)
+    model.normalize_query = lambda text: text.replace("lkaes", "lakes").replace("titan", "Titan")
+    result = index.search("lkaes on titan", model)
+    assert result.query == "lkaes on titan"
+    assert result.normalized_query == result.corrected_query == "lakes on Titan"
+    assert SearchResult.from_dict(json.loads(json.dumps(result.to_dict()))).normalized_query == "lakes on Titan"
+    result = index.search("lakes on titan", model)
+    assert (result.normalized_query, result.corrected_query) == ("lakes on Titan", None)
+    assert index.search("lkaes on titan", model, mode="text").normalized_query is None
 
 
 class Rule:

@@ -101,6 +101,13 @@ class TestFile:
 
 
 class TestModel:
+    def test_what_is_embedded_in_place_of_a_query_can_be_asked_for(
+        self, normalized: SearchR3, tiny_adapter: Path
+    ) -> None:
+        assert normalized.normalize_query(TYPED) == WRITTEN
+        assert normalized.normalize_query(WRITTEN) == WRITTEN
+        assert SearchR3.from_pretrained(tiny_adapter, device="cpu").normalize_query(TYPED) == TYPED
+
     def test_queries_go_through_it_on_every_way_and_documents_do_not(
         self, normalized: SearchR3, tiny_adapter: Path
     ) -> None:

@@ -246,6 +246,35 @@ def test_what_fits_badly_is_said_and_equal_passages_are_one_hit(open_page, site:
     assert page.locator("#absent").text_content() == ""
 
 
+@pytest.mark.parametrize(
+    ("normalized", "said"),
+    [("what is the train", "Searched by meaning as: what is the train"), ("Waht is the trian", ""), (None, "")],
+)
+def test_a_question_whose_typos_were_corrected_is_shown_as_it_was_embedded(
+    open_page, site: Running, normalized: str | None, said: str
+) -> None:
+    page = open_page(site)
+    give(page, [hit("a")], [hit("a")], query="waht is the trian", normalized_query=normalized)
+    ask(page, "waht is the trian")
+    done(page)
+    assert page.locator("#searched").text_content() == said
+    assert page.locator("#searched").is_visible() == bool(said)
+    assert page.title() == "waht is the trian · Search-R3"
+
+
+def test_a_heading_that_the_title_repeats_is_no_gap_and_begins_a_line(open_page, site: Running) -> None:
+    page = open_page(site)
+    text, shown = "# Minutes\n\nIt was set aside.\n2 June\nsoon", "It was set aside.\n2 June\nsoon"
+    found = [hit(name) | {"title": title, "text": text, "snippet": shown} for name, title in
+             (("a", "Notes > Minutes"), ("b", "Notes"))]  # fmt: skip
+    about = {"snippet_span": [text.index("It"), len(text)]}
+    give(page, found, found, explanation=explain(about, about))
+    ask(page, "anything")
+    done(page)
+    snippets = page.locator("#one .snippet").all_text_contents()
+    assert snippets == ["It was set aside.\n2 June soon", "… It was set aside.\n2 June soon"]
+
+
 def test_a_hit_of_a_file_with_pages_shows_its_page(open_page, site: Running) -> None:
     page = open_page(site)
     paged = {"path": "report.pdf", "start_line": 0, "end_line": 0, "snippet_line": 0, "metadata": {"page": 12}}

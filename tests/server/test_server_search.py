@@ -51,6 +51,18 @@ def test_a_search_is_explained_if_it_is_asked_for(served: Running) -> None:
     assert [hit["text"][start:end] for start, end, whose in one["marks"] if whose == "question"] == ["train"]
 
 
+@pytest.mark.parametrize("reasoning", [False, 4])
+def test_what_was_embedded_in_place_of_the_query_is_in_the_answer(
+    served: Running, monkeypatch: pytest.MonkeyPatch, reasoning: bool | int
+) -> None:
+    monkeypatch.setattr(SearchR3, "normalize_query", lambda self, text: text.replace("trian", "train"))
+    body = {"query": "the trian", "reasoning": reasoning}
+    found = served.post("/v1/search", body).json
+    assert (found["query"], found["normalized_query"]) == ("the trian", "the train")
+    assert served.post("/v1/search", body | {"query": "the train"}).json["normalized_query"] is None
+    assert served.post("/v1/search", body | {"mode": "text", "reasoning": False}).json["normalized_query"] is None
+
+
 @pytest.mark.parametrize("reasoning", [True, False, 4])
 @pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
 def test_a_search_is_the_indexs_own(served: Running, tiny: SearchR3, mode: str, reasoning: bool | int) -> None:

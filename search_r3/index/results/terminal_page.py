@@ -39,6 +39,8 @@ def print_result(
         filtered: whether the search had a filter, which may be why nothing was found.
     """
     console = console or Console()
+    if corrected := searched_as(result):
+        console.print(Text(corrected, style="dim"), end="\n\n", soft_wrap=True)
     for passage in result.read:
         console.print(_passage_read(passage), end="\n\n" if passage is result.read[-1] else "\n")
     if result.reasoning is not None:
@@ -84,6 +86,12 @@ def _head(hit: Hit, find_file: Callable[[str], Path | None]) -> Text:
 def scores_of(hit: Hit) -> str:
     """ "cosine 0.74, words 5.8", as far as the hit has them."""
     return ", ".join(SCORE_NAMES[name].format(hit.scores[name]) for name in SCORE_NAMES if name in hit.scores)
+
+
+def searched_as(result: SearchResult) -> str:
+    """The query with its typos corrected, as its meaning was searched for; "" if there were none."""
+    corrected = result.corrected_query
+    return "" if corrected is None else f"searched by meaning as: {one_line(corrected)}"
 
 
 def warnings_of(result: SearchResult) -> list[str]:

@@ -83,6 +83,9 @@ class QueuedEncoder:
     def reading(self) -> Any:
         return self._model.reading
 
+    def normalize_query(self, text: str) -> str:
+        return self._model.normalize_query(text)
+
     def what_is_read(self, passages: Sequence[str]) -> list[str]:
         return self._model.what_is_read(passages)
 

@@ -1,5 +1,5 @@
 // The API page: tabs of examples, copying, the key, and forms that send a request to this server.
-import { session, stored, themeButton } from "./server.js";
+import { apiKey, themeButton } from "./server.js";
 
 const LONGEST = 200_000; // characters of an answer that are shown
 
@@ -60,8 +60,7 @@ function request(form) {
     else if (input.value !== "") query.set(input.name, input.value);
   }
   const headers = {};
-  const key = stored(session, "api-key");
-  if (key && path.startsWith("v1/")) headers.Authorization = `Bearer ${key}`;
+  if (apiKey() && path.startsWith("v1/")) headers.Authorization = `Bearer ${apiKey()}`;
   const body = form.elements.namedItem("body")?.value;
   if (body !== undefined) {
     JSON.parse(body);
@@ -120,7 +119,7 @@ const keyForm = document.getElementById("key-form");
 if (keyForm) {
   const field = document.getElementById("key");
   keyForm.hidden = false;
-  field.value = stored(session, "api-key") ?? "";
-  field.addEventListener("input", () => stored(session, "api-key", field.value.trim() || null));
+  field.value = apiKey();
+  field.addEventListener("input", () => apiKey(field.value.trim()));
   keyForm.addEventListener("submit", (event) => event.preventDefault());
 }

@@ -33,6 +33,11 @@ export function absence({ hits, explanation }) {
   return parts.join(" ");
 }
 
+export function searchedAs({ query, normalized_query: normalized }) {
+  // The question with its typos corrected, as it was embedded; "" if only its case was changed.
+  return normalized && normalized.toLowerCase() !== query.toLowerCase() ? `Searched by meaning as: ${normalized}` : "";
+}
+
 export function merged(off, on = off) {
   // The hits of both lists as rows {hit, rank, was, change}: those with reasoning first, then those that are gone.
   const before = new Map(off.map((hit, i) => [hit.id, i + 1]));
@@ -88,14 +93,15 @@ function fill(place, text, marks, near) {
 }
 
 // A snippet with the lines of a paragraph joined; its length stays.
-const flowing = (text) => text.replace(/\n(?=[\p{Ll}\p{N}(])/gu, " ");
+const flowing = (text) => text.replace(/\n(?=[\p{Ll}(]|(?<![.!?]\n)\p{N})/gu, " ");
 
 function snippetOf(hit) {
   // The snippet with its marks, with ellipses where the passage goes on.
   const shown = element("p", "snippet"), { snippet_span: span, snippet_marks: marks } = hit.about;
   shown.dir = "auto";
   fill(shown, flowing(hit.snippet), marks ?? hit.highlights, hit.near);
-  if (span?.[0] > 0) shown.prepend("… ");
+  const left = [...hit.text].slice(0, span?.[0] ?? 0).join("").replace(/^[#\s]+|[=~#\s-]+$/g, "");
+  if (!hit.title.endsWith(left)) shown.prepend("… "); // more than the heading, which is the title, is left out
   if (span?.[1] < [...hit.text.trimEnd()].length) shown.append(" …");
   return shown;
 }

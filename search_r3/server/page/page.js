@@ -1,7 +1,7 @@
 // The page of a Search-R3 server: one question, asked twice, with the reasoning shown as it is generated.
 // The address holds the question and its options.
-import { AskError, capital, fetchJson, inWords, search, session, stored, themeButton, vectors } from "./server.js";
-import { absence, button, element, explained, figures, merged, milliseconds, plural, quoted, sentencesOf, showRows, sizes, verdict } from "./hits.js";
+import { apiKey, AskError, capital, fetchJson, inWords, search, themeButton, vectors } from "./server.js";
+import { absence, button, element, explained, figures, merged, milliseconds, plural, quoted, searchedAs, sentencesOf, showRows, sizes, verdict } from "./hits.js";
 
 const BUDGETS = [8, 16, 32, 64, 128, 256];
 const USUAL_BUDGET = 32;
@@ -11,6 +11,7 @@ const READ = 120; // characters that are shown of a passage that was read
 const TINTED = 5; // hits of which the nearest sentence is tinted
 const POLL = 2000; // milliseconds between checks of a server that is still loading
 const SPECIAL = { auto: "where it helps (auto)", latent: "without words (latent)" };
+const WORDLESS = { auto: "The model's rule did not expect reasoning to help here.", latent: "In steps that have no words." };
 const STATES = {
   loading: "The server is loading its model…", stopping: "The server is shutting down.",
   index_unavailable: "The index cannot be searched now; the server keeps checking.",
@@ -19,6 +20,7 @@ const OPTIONS = ["index", "budget", "given", "k", "mode", "folder", "type", "vie
 const FOUND = ["index", "folder", "type"]; // their choices depend on what is indexed
 
 const $ = (id) => document.getElementById(id);
+const say = (text) => { $("status").textContent = text; };
 const hide = (...ids) => { for (const id of ids) $(id).hidden = true; };
 const has = (field, value) => [...field.options].some((option) => option.value === value);
 const wide = window.matchMedia("(min-width: 48rem)");
@@ -37,7 +39,7 @@ function showProblem(problem) {
   $("again").hidden = status >= 400 && status < 500 && ![408, 429].includes(status);
   $("key-form").hidden = status !== 401;
   if (status === 401) {
-    stored(session, "api-key", null);
+    apiKey("");
     $("key").focus();
   }
 }
@@ -73,8 +75,7 @@ function writeAddress(push) {
   const address = `${location.pathname}${said.size ? `?${said}` : ""}`;
   document.title = query ? `${query} · Search-R3` : "Search-R3";
   if (address === location.pathname + location.search) return;
-  if (push) history.pushState(null, "", address);
-  else history.replaceState(null, "", address);
+  history[push ? "pushState" : "replaceState"](null, "", address);
 }
 
 function filter() {
@@ -95,7 +96,7 @@ function chosen() {
   // The body of the direct request, and what the second one has in addition (`thinking`); null if something is missing.
   const query = $("question").value.trim();
   if (!query) {
-    $("status").textContent = "Type a question first.";
+    say("Type a question first.");
     $("results").classList.toggle("stale", !$("results").hidden);
     $("question").focus();
     return null;
@@ -131,7 +132,7 @@ async function start({ push = true } = {}) {
     answer = { asked, off: { ...off, hits: explained(off) }, on: null };
     show(asked);
     if (asked.thinking) {
-      $("status").textContent = `The model is ${kindOf(asked.thinking)}…`;
+      say(`The model is ${kindOf(asked.thinking)}…`);
       $("reasoning-title").textContent = asked.thinking.read ? "Passages read" : asked.thinking.reasoning_text ? "Your reasoning" : "Reasoning";
       $("reasoning").hidden = false;
       $("reasoning").ariaBusy = "true";
@@ -139,13 +140,13 @@ async function start({ push = true } = {}) {
       answer.on = { ...on, hits: explained(on) };
       show(asked);
     }
-    $("status").textContent = summary(answer);
+    say(summary(answer));
     tint(asked, mine.signal);
   } catch (problem) {
     if (running !== mine) return; // another question was asked meanwhile
-    $("status").textContent = "";
+    say("");
     if (problem.name === "AbortError") {
-      $("status").textContent = answer?.asked === asked ? `Stopped. The results are without ${kindOf(asked.thinking)}.` : "Stopped.";
+      say(answer?.asked === asked ? `Stopped. The results are without ${kindOf(asked.thinking)}.` : "Stopped.");
       if (!$("reasoning-text").textContent) $("reasoning").hidden = true;
       $("question").focus();
     } else showProblem(problem);
@@ -165,7 +166,7 @@ function begin() {
   hide("go", "empty", "reasoning");
   for (const name of ["reasoning-text", "reasoning-end", "read"]) $(name).textContent = "";
   $("results").classList.add("stale");
-  $("status").textContent = "Searching…";
+  say("Searching…");
 }
 
 function show({ body, thinking }) {
@@ -185,8 +186,9 @@ function show({ body, thinking }) {
       $(`${name}-figures`).textContent = one ? figures(one) : `${what}…`;
     }
   } else showRows($("hits"), merged(off.hits, on?.hits), advice);
+  $("searched").textContent = searchedAs(off);
   $("absent").textContent = absence(on ?? off);
-  $("verdict").textContent = on && !unreasoned(on, thinking) ? verdict(off.hits, on.hits, what) : "";
+  $("verdict").textContent = on && (on.reasoning || thinking.reasoning !== "auto") ? verdict(off.hits, on.hits, what) : "";
   if (on) {
     if (on.reasoning) $("reasoning-text").textContent = on.reasoning.text;
     $("read").replaceChildren(...(on.read ?? []).map(passageRead));
@@ -215,7 +217,6 @@ async function tint({ body, thinking }, signal) {
 }
 
 const kindOf = (thinking) => (thinking?.read ? "reading" : "reasoning");
-const unreasoned = (result, { reasoning: budget }) => budget === "auto" && !result.reasoning;
 
 function passageRead({ title, document: name, text }) {
   // A passage that the model read, which begins with its title.
@@ -223,15 +224,12 @@ function passageRead({ title, document: name, text }) {
   return element("li", "", element("b", "", title || name), ` ${rest.slice(0, READ)}${rest.length > READ ? "…" : ""}`);
 }
 
-function endOfReasoning(result, { reasoning: budget, reasoning_text: given }) {
-  const trace = result.reasoning;
-  if (given) return `${trace.num_tokens} tokens, given by you.`;
-  if (unreasoned(result, { reasoning: budget })) return "The model's rule did not expect reasoning to help here.";
-  if (!trace) return budget === "latent" ? "In steps that have no words." : "";
-  if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
+function endOfReasoning({ reasoning: trace, remembered_ms: once }, { reasoning: budget, reasoning_text: given }) {
+  if (!trace) return WORDLESS[budget] ?? "";
   const tokens = `${trace.num_tokens} tokens`;
+  if (given) return `${tokens}, given by you.`;
+  if (!trace.text.trim()) $("reasoning-text").textContent = "(nothing)";
   const count = !trace.forced ? `${tokens}, finished by itself.` : trace.num_tokens >= budget ? `Cut off at ${tokens}.` : `${tokens}.`;
-  const once = result.remembered_ms;
   return once ? `${count} Remembered from an earlier question: writing it took ${milliseconds(once)}.` : count;
 }
 
@@ -271,7 +269,7 @@ $("key-form").addEventListener("submit", (event) => {
     $("problem").textContent = "An API key has no spaces and no letters beyond ASCII.";
     return;
   }
-  stored(session, "api-key", key);
+  apiKey(key);
   clearProblem();
   $("question").focus();
   describe();
@@ -295,7 +293,7 @@ function clear() {
   answer = null;
   clearProblem();
   hide("results", "reasoning");
-  $("status").textContent = "";
+  say("");
   $("empty").hidden = false;
   document.title = "Search-R3";
   $("question").focus();
@@ -388,12 +386,12 @@ async function load() {
   try {
     const health = await (await fetch("health")).json();
     if (health.status !== "ready") {
-      $("status").textContent = STATES[health.status] ?? "The server could not load its model; its log says why.";
+      say(STATES[health.status] ?? "The server could not load its model; its log says why.");
       if (health.status === "loading" || health.status === "index_unavailable") setTimeout(load, POLL);
       return;
     }
     $("model").textContent = $("model").title = health.model ?? "";
-    $("status").textContent = "";
+    say("");
     $("no-index").hidden = health.index;
     $("ask").hidden = !health.index;
     document.querySelector("footer").hidden = !health.index;
@@ -405,7 +403,7 @@ async function load() {
     choices("index", names.map((name) => [name, name]), names[0] ?? "");
     offerWords();
     if (new URLSearchParams(location.search).size) readAddress();
-    const needsKey = described?.components.securitySchemes && !stored(session, "api-key");
+    const needsKey = described?.components.securitySchemes && !apiKey();
     if (!needsKey) await describe();
     ready = true;
     if ($("question").value.trim() && location.search) start({ push: false });
@@ -414,7 +412,7 @@ async function load() {
       if (document.activeElement === document.body) $("question").focus(); // not away from a field being filled in
     }
   } catch (problem) {
-    $("status").textContent = "";
+    say("");
     showProblem(problem instanceof AskError ? problem : new TypeError());
   }
 }

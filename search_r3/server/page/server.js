@@ -1,16 +1,12 @@
 // Requests to the server: JSON, server-sent events, and errors as one line for people.
 
-export function stored(storage, name, value) {
-  // Storage may be disabled; the page works without it.
+export function apiKey(key) {
+  // The key that this tab keeps, "" without one; `key`, if it is given, is kept from now on.
   try {
-    if (value === undefined) return storage().getItem(name);
-    if (value === null) storage().removeItem(name);
-    else storage().setItem(name, value);
-  } catch { /* forbidden */ }
-  return null;
+    if (key !== undefined) sessionStorage.setItem("api-key", key);
+    return sessionStorage.getItem("api-key") ?? "";
+  } catch { return ""; } // storage is disabled; the page works without it
 }
-const local = () => window.localStorage;
-export const session = () => window.sessionStorage;
 
 export function themeButton(button) {
   // Let the button change the colors; its name is what it changes them to.
@@ -22,18 +18,20 @@ export function themeButton(button) {
   }
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    stored(local, "theme", document.documentElement.dataset.theme);
     name();
+    try {
+      localStorage.setItem("theme", document.documentElement.dataset.theme);
+    } catch { /* storage is disabled */ }
   });
   prefersDark.addEventListener("change", name);
   name();
 }
 
 export class AskError extends Error {
-  // An error to show; `wait` is in seconds.
-  constructor(message, { status = 0, wait = null, code = "" } = {}) {
+  // An error to show, of an HTTP status; `wait` is in seconds.
+  constructor(message, status = 0, wait = NaN) {
     super(message);
-    Object.assign(this, { status, wait, code });
+    Object.assign(this, { status, wait });
   }
 }
 
@@ -59,16 +57,13 @@ async function refusal(response) {
     error = (await response.json()).error ?? {};
   } catch { /* not the server's own: a proxy's page */ }
   const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-  return new AskError(error.message || `the server answered ${response.status}`, {
-    status: response.status, wait: Number.isNaN(wait) ? null : wait, code: error.code ?? "",
-  });
+  return new AskError(error.message || `the server answered ${response.status}`, response.status, wait);
 }
 
 async function answered(path, { body, signal } = {}) {
   // The response to GET, or to POST of `body` as JSON; throws if it is an error.
   const headers = body ? { "Content-Type": "application/json" } : {};
-  const key = stored(session, "api-key");
-  if (key) headers.Authorization = `Bearer ${key}`;
+  if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
   const method = body ? "POST" : "GET";
   const response = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal });
   if (!response.ok) throw await refusal(response);
@@ -88,7 +83,7 @@ export async function search(body, signal, onText) {
   const response = await answered("v1/search", { body: { ...body, stream: true }, signal });
   for await (const { event, data } of eventsOf(response.body)) {
     if (event === "reasoning") onText(data.text);
-    if (event === "error") throw new AskError(data.error.message, { code: data.error.code });
+    if (event === "error") throw new AskError(data.error.message);
     if (event === "result") return { ...data, seen: performance.now() - started };
   }
   throw new AskError("the connection ended before the answer came");
@@ -101,9 +96,9 @@ export function inWords(problem) {
   let text = problem instanceof AskError ? problem.message
     : problem instanceof TypeError ? "the server cannot be reached; is search-r3 serve still running?"
       : `the answer could not be read (${problem.message})`;
-  if (problem.status === 401) text = stored(session, "api-key") ? "this key is not known to the server" : "this server wants a key: paste it below";
+  if (problem.status === 401) text = apiKey() ? "this key is not known to the server" : "this server wants a key: paste it below";
   text = capital(text);
-  const { wait = null } = problem;
-  if (wait !== null) text += ` (in about ${wait} ${wait === 1 ? "second" : "seconds"})`;
+  const { wait } = problem;
+  if (wait >= 0) text += ` (in about ${wait} ${wait === 1 ? "second" : "seconds"})`;
   return `${text}.`.replace("?.", "?");
 }

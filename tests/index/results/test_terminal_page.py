@@ -28,11 +28,13 @@ def hit(**changed) -> Hit:
 
 
 def printed(
-    *hits: Hit, terminal: bool = False, width: int = 60, explanation: Explanation | None = None, **options
-) -> str:
+    *hits: Hit, terminal: bool = False, width: int = 60, explanation: Explanation | None = None,
+    normalized: str | None = None, **options,
+) -> str:  # fmt: skip
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=width, color_system="standard" if terminal else None)
-    result = SearchResult("bread", "hybrid", list(hits), None, Timings(12.3, 4.5), explanation=explanation)
+    timings = Timings(12.3, 4.5)
+    result = SearchResult("bread", "hybrid", list(hits), None, timings, [], explanation, normalized)
     print_result(result, console, **options)
     return output.getvalue()
 
@@ -41,6 +43,12 @@ def test_scores_are_labeled_and_a_hit_that_one_list_lacks_has_only_the_other():
     assert "1. Baking  bread.md:3  cosine 0.74, words 5.8\n" in printed(hit(), width=100)
     assert "1. Baking  bread.md:3  words 5.8\n" in printed(hit(scores={"text": 5.83}), width=100)
     assert printed(hit()).endswith("model 12 ms, search 4 ms\n")
+
+
+def test_a_corrected_query_is_shown_but_not_one_of_another_case():
+    assert printed(hit(), normalized="breads").startswith("searched by meaning as: breads\n\n1. Baking")
+    assert "\x1b[31m" not in printed(hit(), normalized="brea\x1b[31mds")
+    assert printed(hit(), normalized="Bread").startswith("1. Baking")
 
 
 def test_a_title_that_is_the_path_is_printed_once():
