@@ -50,7 +50,10 @@ def adapt(
     split: Annotated[str, typer.Option(help="The split of a BEIR folder to train on.")] = "train",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Queries (BEIR folder or JSONL) whose near copies are not trained on, such as a test set's."),
+        typer.Option(
+            help="More queries (BEIR folder or JSONL) whose near copies are not trained on. Those of a BEIR folder's "
+            "other splits never are."
+        ),
     ] = None,
     hold_out: Annotated[
         int, typer.Option(min=2, help="Every N-th query, by its id's CRC-32, is held out to decide what is kept.")
@@ -86,7 +89,7 @@ def adapt(
     Next:     search-r3 search notes-index "a query" --model notes-queries
     """
     silence_transformers()
-    from search_r3.data.judged_queries import read_judged_queries, read_query_texts, split_queries
+    from search_r3.data.judged_queries import read_excluded_queries, read_judged_queries, split_queries
     from search_r3.export.merged_export import check_target
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
@@ -101,7 +104,7 @@ def adapt(
     vectors = IndexedVectors(*opened.matrix(texts=reads(name)))
     if dtype is Dtype.auto:
         dtype = Dtype(fastest_dtype(device))
-    excluded = [text for other in exclude or () for text in read_query_texts(other, data)]
+    excluded = read_excluded_queries(queries, split, exclude or (), data)
     parts = split_queries(read_judged_queries(queries, split, data), vectors.column_of, hold_out, excluded)
     print_progress(_counts(parts, len(vectors.column_of)))
     settings = AdaptSettings(

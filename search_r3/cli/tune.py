@@ -48,7 +48,10 @@ def tune(
     split: Annotated[str, typer.Option(help="The split of a BEIR folder to choose on.")] = "train",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Queries (BEIR folder or JSONL) whose near copies are left out, such as a test set's."),
+        typer.Option(
+            help="More queries (BEIR folder or JSONL) whose near copies are left out. Those of a BEIR folder's other splits "
+            "always are."
+        ),
     ] = None,
     hold_out: Annotated[
         int, typer.Option(min=2, help="Every N-th query, by its id's CRC-32, is held out to compare before and after.")
@@ -83,7 +86,7 @@ def tune(
         keep_fusion(index, None)
         print_json({"index": index, "fusion": None}) if as_json else print(f"{index}: the default fusion again")
         return
-    from search_r3.data.judged_queries import read_judged_queries, read_query_texts, split_queries
+    from search_r3.data.judged_queries import read_excluded_queries, read_judged_queries, split_queries
     from search_r3.evaluation.fusion_tuning import candidates, tune_fusion
     from search_r3.hybrid_fusion import DEFAULT_FUSION
     from search_r3.index.run_search import choose_fusion
@@ -93,7 +96,7 @@ def tune(
     opened = SearchIndex.open(index, follow=False)
     opened.backend.require("maintenance", "a tuned fusion")
     opened.backend.check_text()
-    excluded = [text for other in exclude or () for text in read_query_texts(other, data)]
+    excluded = read_excluded_queries(queries, split, exclude or (), data)
     judged = read_judged_queries(queries, split, data)
     parts = split_queries(judged, {name for name, _, _ in opened.backend.listed()}, hold_out, excluded)
     print_progress(parts.describe("to choose on"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3.data.beir import load_judgments
+from search_r3.data.beir import available_splits, load_judgments
 from search_r3.data.io.find_dataset import find_dataset
 from search_r3.data.io.jsonl import id_field, read_jsonl, string_field
 from search_r3.data.mining.word_overlap import near_twins
@@ -99,19 +99,36 @@ def read_judged_queries(
     return list(found.values())
 
 
-def read_query_texts(path: str | Path, data_root: str | Path | None = None) -> list[str]:
-    """The texts of queries that must not be trained on: all of a BEIR folder, or of a JSONL file ("query" or "text").
+def read_excluded_queries(
+    queries: str | Path, split: str, others: Sequence[str | Path] = (), data_root: str | Path | None = None
+) -> list[str]:
+    """The texts of queries whose near copies must not be trained on: of a BEIR folder's other splits, and of `others`.
+
+    Args:
+        queries, split: what is trained on, as in `read_judged_queries`.
+        others: more BEIR folders or data sets, all of whose queries count, or JSONL files ("query" or "text"). The
+            folder of `queries` itself adds nothing: its other splits are excluded anyway.
 
     Raises:
-        InputError: the path does not exist, or a line is broken.
+        InputError: a path does not exist, or a line is broken.
     """
-    file = Path(path)
-    file = file if file.is_file() else find_dataset(path, data_root) / "queries.jsonl"
-    name = "text" if file.name == "queries.jsonl" else "query"
-    return [
-        string_field(value, name if name in value else "text", file, number, empty=False)
-        for number, value in read_jsonl(file)
-    ]
+    folder = None if Path(queries).is_file() else find_dataset(queries, data_root)
+    texts: list[str] = []
+    if folder is not None:
+        trained = load_judgments(folder, split)[0]
+        for part in available_splits(folder):
+            texts += (text for i, text in load_judgments(folder, part)[0].items() if i not in trained)
+    for other in others:
+        file = Path(other)
+        if not file.is_file():
+            place = find_dataset(other, data_root)
+            if folder is not None and place.resolve() == folder.resolve():
+                continue
+            file = place / "queries.jsonl"
+        name = "text" if file.name == "queries.jsonl" else "query"
+        for number, value in read_jsonl(file):
+            texts.append(string_field(value, name if name in value else "text", file, number, empty=False))
+    return texts
 
 
 def split_queries(

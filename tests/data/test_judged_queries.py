@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from search_r3.data.beir import BeirDataset, Document, write_beir
-from search_r3.data.judged_queries import JudgedQuery, read_judged_queries, read_query_texts, split_queries
+from search_r3.data.judged_queries import JudgedQuery, read_excluded_queries, read_judged_queries, split_queries
 from search_r3.data.mining.word_overlap import near_twins, word_set
 from search_r3.errors import InputError
 
@@ -46,7 +46,6 @@ class TestReading:
         write_beir(tmp_path / "set", BeirDataset("set", corpus, queries, judged), "train")
         (tmp_path / "set" / "corpus.jsonl").unlink()
         assert read_judged_queries(tmp_path / "set") == [JudgedQuery("1", "one", {"d": 2.0})]
-        assert read_query_texts(tmp_path / "set") == ["one", "two", "three"]
         with pytest.raises(InputError, match='has no split "test"; splits there: train'):
             read_judged_queries(tmp_path / "set", "test")
 
@@ -69,7 +68,24 @@ class TestReading:
             read_judged_queries(write(tmp_path / "q.jsonl", row))
 
     def test_texts_of_excluded_queries(self, tmp_path: Path) -> None:
-        assert read_query_texts(write(tmp_path / "x.jsonl", {"query": "one"}, {"text": "two"})) == ["one", "two"]
+        trained = write(tmp_path / "trained.jsonl", {"query": "zero", "clicked": ["a"]})
+        other = write(tmp_path / "x.jsonl", {"query": "one"}, {"text": "two"})
+        assert read_excluded_queries(trained, "train", [other]) == ["one", "two"]
+        assert read_excluded_queries(trained, "train") == []
+
+    def test_queries_of_other_splits_are_excluded_and_those_trained_on_are_not(self, tmp_path: Path) -> None:
+        corpus = {"d": Document("d", "", "text")}
+        for name in ("set", "other"):
+            queries = {"1": f"{name} one", "2": f"{name} two", "3": f"{name} three"}
+            for split, chosen in (("train", "12"), ("dev", "2"), ("test", "3")):
+                dataset = BeirDataset(name, corpus, queries, {i: {"d": 1} for i in chosen})
+                write_beir(tmp_path / name, dataset, split)
+        folder = tmp_path / "set"
+        assert read_excluded_queries(folder, "train") == ["set three"]
+        assert read_excluded_queries(folder, "train", [folder]) == ["set three"]
+        assert read_excluded_queries(folder, "train", [tmp_path / "other"]) == [
+            "set three", "other one", "other two", "other three",
+        ]  # fmt: skip
 
 
 QUERIES = [JudgedQuery(f"q{i}", f"word{i} other{i} third{i}", {f"d{i}": 1.0}) for i in range(40)]
