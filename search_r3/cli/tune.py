@@ -49,8 +49,8 @@ def tune(
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="More queries (BEIR folder or JSONL) whose near copies are left out. Those of a BEIR folder's other splits "
-            "always are."
+            help="More queries (BEIR folder or JSONL) whose near copies are left out. Those of a BEIR folder's other "
+            "splits always are."
         ),
     ] = None,
     hold_out: Annotated[
