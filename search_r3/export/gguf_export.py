@@ -25,8 +25,8 @@ TOLERANCE: dict[OutType, float] = {"q8_0": 1e-2, "f16": 1e-3, "f32": 1e-3}
 
 
 def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:
-    """Write GGUF file, contract and golden vectors to the new `folder`; those of documents into a folder inside it, if
-    they go through another model.
+    """Write GGUF file, contract, query normalizer and golden vectors to the new `folder`; those of documents into a
+    folder inside it, if they go through another model.
 
     Args:
         model: a loaded SearchR3 model.
@@ -116,6 +116,8 @@ def _write(folder: Path, model: Any, outtype: OutType, sides: tuple[str, ...]) -
     stops = stop_ids(model.checkpoint.model, model.tokenizer)
     write_gguf(file, model.checkpoint, model.templates, outtype, sides=sides, stop_ids=tuple(stops))
     write_record(folder, "gguf", model.contract, name=model.name, outtype=outtype, sides=list(sides))
+    if model.checkpoint.query_normalizer is not None:
+        model.checkpoint.query_normalizer.save(folder)
     model.write_golden(folder)
     if can_check():
         _check(file, model, outtype)

@@ -77,6 +77,8 @@ def write_onnx(folder: Path, model: Any) -> None:
     }
     if model.contract.fold_capitals:
         settings["fold_capitals"] = True
+    if model.checkpoint.query_normalizer is not None:
+        model.checkpoint.query_normalizer.save(folder)
     atomic_write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     _write_graph(folder / GRAPH_FILE, model)
     _check_graph(folder / GRAPH_FILE, model)
@@ -295,11 +297,12 @@ def _check_graph(file: Path, model: Any) -> None:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    expected, rows = model.golden(), encode_as_text(model.tokenizer, GOLDEN_TEXTS)
+    expected = model.golden()
     batches: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     for side in SIDES:
         template = model.templates[side]
-        whole = [[*template.prefix, *row[:DEFAULT_DOCUMENT_TOKENS], *template.suffix] for row in rows]
+        rows = model.token_rows(GOLDEN_TEXTS, DEFAULT_DOCUMENT_TOKENS, queries=side != "document")
+        whole = [[*template.prefix, *row, *template.suffix] for row in rows]
         batches += [(_padded(batch), expected[side][: len(batch)]) for batch in (whole, whole[:1])]
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -15,6 +15,7 @@ from search_r3 import InputError, SearchR3
 from search_r3.cli import main
 from search_r3.export import gguf_export
 from search_r3.export.merged_export import export_model
+from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer
 
 TEXTS = [
     "Bread needs flour, water and yeast.",
@@ -159,3 +160,9 @@ def test_without_llama_cpp_it_is_written_and_not_checked(
     assert main(["export", str(tiny_adapter), str(tmp_path / "out"), "--format", "gguf"]) == 0
     assert "pip install 'search-r3[llama-cpp]' to have it checked in llama.cpp" in capsys.readouterr().out
     assert (tmp_path / "out" / "tiny-adapter-Q8_0.gguf").is_file()
+
+
+def test_the_query_normalizer_is_exported_too(normalizing: SearchR3, tmp_path: Path) -> None:
+    export_model(normalizing, tmp_path / "out", "gguf")
+    assert QueryNormalizer.load(tmp_path / "out").hash == normalizing.contract.query_normalizer
+    assert QUERY_NORMALIZER_FILE in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

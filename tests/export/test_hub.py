@@ -17,6 +17,7 @@ from search_r3 import InputError, SearchR3
 from search_r3.cli import main
 from search_r3.export import hub
 from search_r3.export.merged_export import export_model
+from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE
 
 REPO = "someone/tiny-search"
 
@@ -189,3 +190,21 @@ def test_what_the_hub_refuses_is_reported(exported: Path, api: StandIn, monkeypa
     with pytest.raises(InputError, match=reported) as caught:
         hub.push(hub.plan_push(exported, REPO), api=api)
     assert "the hub said no" in str(caught.value)
+
+
+def test_a_checkpoint_without_its_query_normalizer_is_neither_pushed_nor_pulled(
+    normalizing: SearchR3, tmp_path: Path
+) -> None:
+    folder, hub_root = tmp_path / "tiny", StandIn(tmp_path / "hub")
+    export_model(normalizing, folder)
+    assert QUERY_NORMALIZER_FILE in hub.plan_push(folder, REPO).files
+    hub.push(hub.plan_push(folder, REPO), api=hub_root)
+    pulled = hub.pull(REPO, tmp_path / "pulled", api=hub_root)
+    assert SearchR3.from_pretrained(pulled, device="cpu").contract_hash == normalizing.contract_hash
+    for lost in (folder, hub_root.root / REPO):
+        (lost / QUERY_NORMALIZER_FILE).unlink()
+    with pytest.raises(InputError, match=QUERY_NORMALIZER_FILE):
+        hub.plan_push(folder, REPO)
+    with pytest.raises(InputError, match=f"{REPO}/{QUERY_NORMALIZER_FILE}"):
+        hub.pull(REPO, tmp_path / "again", api=hub_root)
+    assert not (tmp_path / "again").exists()

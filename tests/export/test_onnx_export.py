@@ -17,6 +17,7 @@ from search_r3 import InputError, SearchR3
 from search_r3.cli import main
 from search_r3.export import onnx_export as exporter
 from search_r3.export.merged_export import export_model
+from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer
 
 pytestmark = pytest.mark.skipif(  # not imported here, which takes two seconds in each of `make test`'s processes
     not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
@@ -220,3 +221,9 @@ def test_a_missing_package_another_dtype_and_another_tokenizer_are_one_line(
     said = capsys.readouterr().err
     assert said == "error: an ONNX export needs the package onnxscript; run: pip install 'search-r3[onnx]'\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_query_normalizer_is_exported_too(normalizing: SearchR3, tmp_path: Path) -> None:
+    export_model(normalizing, tmp_path / "out", "onnx")
+    assert QueryNormalizer.load(tmp_path / "out").hash == normalizing.contract.query_normalizer
+    assert QUERY_NORMALIZER_FILE in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
