@@ -380,7 +380,7 @@ def test_a_run_has_the_query_normalizer_of_its_recipe_and_goes_on_with_no_other(
     QueryNormalizer(Truecaser({}, {}, {}), SpellingCorrector(["hungary"])).save(words)
     path = recipe(query_normalizer=str(words))
     model = SearchR3.from_pretrained(train_sft(path), device="cpu")
-    assert model.normalized_query("in hunfary") == "In hungary"
+    assert model.normalize_query("in hunfary") == "In hungary"
     QueryNormalizer(Truecaser({}, {}, {}), SpellingCorrector(["hunter"])).save(words)
     with pytest.raises(InputError, match="query_normalizer_sha256"):
         train_sft(path)
