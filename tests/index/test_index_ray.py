@@ -364,7 +364,7 @@ def test_the_environment_of_the_command_reaches_the_workers(cluster, corpus, s3)
 
 
 @pytest.mark.nightly
-def test_what_workers_encoded_on_object_storage_survives_the_driver(cluster, corpus, s3, tmp_path, monkeypatch):
+def test_what_workers_encoded_on_object_storage_survives_the_driver(one_worker, corpus, s3, tmp_path, monkeypatch):
     place, load = Remote("s3://bucket/survives"), Watched(Fake, tmp_path / "log", 0.0)
     load.log.mkdir()
 
@@ -374,10 +374,10 @@ def test_what_workers_encoded_on_object_storage_survives_the_driver(cluster, cor
     with monkeypatch.context() as patched:
         patched.setattr("search_r3.index.distributed.commit.commit_fragments", die)
         with pytest.raises(RuntimeError, match="the driver dies"):
-            build_distributed(place, open_source(corpus), load, cluster)
+            build_distributed(place, open_source(corpus), load, one_worker)
     calls = len(list(load.log.iterdir()))
     assert calls
-    assert build_distributed(place, open_source(corpus), load, cluster).added == 48
+    assert build_distributed(place, open_source(corpus), load, one_worker).added == 48
     assert len(list(load.log.iterdir())) == calls, "nothing is encoded again"
     build_index(tmp_path / "one", open_source(corpus), Fake(), progress=False)
     check_equal(rows_of(place), rows_of(tmp_path / "one"))
