@@ -1,11 +1,13 @@
-"""The report's first screen: which model is best, whether reasoning helps and by which kind, and what it costs.
+"""The report's first screen: which model is best, whether reasoning helps it and by which kind, and what it costs.
 
 Each answer is one sentence with 95% intervals, beside a forest plot of the best of our systems against the baselines.
+All three are about the best of our models, as far as it was measured; the sections below are about all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.publish.tables import MODE_LABELS
@@ -45,7 +47,7 @@ def front(loaded: Results) -> Section:
         section.blocks.append(Placeholder("Nothing has been evaluated yet.", EVALUATE))
         return section
     ranked = ranking(loaded)
-    answers = [_best(loaded, ranked), _reasoning(loaded), _cost(loaded, ranked)]
+    answers = [_best(loaded, ranked), _reasoning(loaded, ranked), _cost(loaded, ranked)]
     section.blocks.append(Front(answers, forest(loaded, ranked)))
     return section
 
@@ -104,7 +106,12 @@ def _best(loaded: Results, ranked: Ranking | None) -> Answer:
         subject = "it is" if ranked.best == ranked.ours else f"the best of ours, {names[ranked.ours]}, is"
         against = " and ".join(_against(names[baseline], estimate) for baseline, estimate in ranked.against.items())
         sentence += f"; {subject} {against}" if against else ""
-    return Answer(question, names[ranked.best], f"{sentence}.", _over(ranked.datasets))
+    note = _over(ranked.datasets)
+    if ranked.left_out:
+        models = models_of(loaded.records)
+        fewer = dict.fromkeys(models[split_mode(system)[0]] for system in ranked.left_out)
+        note += f" Left out, since measured on too few of these: {', '.join(fewer)}."
+    return Answer(question, names[ranked.best], f"{sentence}.", note)
 
 
 def _against(name: str, estimate: Estimate) -> str:
@@ -116,13 +123,15 @@ def _against(name: str, estimate: Estimate) -> str:
     return f"{number(abs(estimate.value))} {word} {name} ({number(ends[0])} to {number(ends[1])})"
 
 
-def _reasoning(loaded: Results) -> Answer:
+def _reasoning(loaded: Results, ranked: Ranking | None) -> Answer:
     question = "Does reasoning help?"
-    found = kinds(loaded)
+    known = kinds(loaded)
+    found = [kind for kind in known if ranked and kind.model == ranked.model] or known
     shown = [kind for kind in found if not is_control(kind.mode)]
     if not shown:
         return Answer(question, "Not tested", "No model has runs with and without reasoning on data at hand.")
-    models = models_of(loaded.records)
+    every = models_of(loaded.records)
+    models = {kind.model: every[kind.model] for kind in found}
     gains = list(dict.fromkeys(_kind(kind) for kind in shown if kind.helps))
     losses = list(dict.fromkeys(_kind(kind) for kind in shown if kind.change.high < 0))
     if gains:
@@ -139,13 +148,16 @@ def _reasoning(loaded: Results) -> Answer:
     note += f" Controls: {'; '.join(controls)}." if controls else ""
     many = dict.fromkeys(kind.datasets for kind in found if kind.datasets != usual and len(kind.datasets) > NAMED)
     note += "".join(f" {len(names)} data sets: {', '.join(names)}." for names in many)
-    return Answer(question, verdict, f"Against the direct embedding, {'; '.join(parts)}.", note + _content(loaded))
+    sentence = f"Against the direct embedding, {'; '.join(parts)}."
+    if len(models) == 1 < len(every):
+        sentence = f"In {next(iter(models.values()))}, a{sentence[1:]}"
+    return Answer(question, verdict, sentence, note + _content(loaded, models))
 
 
-def _content(loaded: Results) -> str:
+def _content(loaded: Results, models: Collection[str]) -> str:
     """Whether the content of the reasoning matters, by the studies' control with another query's reasoning."""
     parts = []
-    for study in loaded.studies:
+    for study in (study for study in loaded.studies if study["system"] in models):
         row = next((row for row in against_off(study) if row["mode"] == "shuffled"), None)
         if row:
             parts.append(f"{_signed(Estimate(row['difference'], row['low'], row['high']))} on {study['dataset']}")
@@ -171,8 +183,12 @@ def _listed(words: Sequence[str]) -> str:
 
 def _cost(loaded: Results, ranked: Ranking | None) -> Answer:
     question = "What does it cost?"
+    model = ranked.model if ranked else ""
+    if timed := next((one for one in loaded.query_modes if one["figures"]["model"] == model), None):
+        measured = {mode for name, mode in (split_mode(r["system"]) for r in loaded.records) if name == model}
+        return _timed(question, timed, measured, _batches(loaded, ranked))
     parts, ratios, machines = [], [], []
-    for study in loaded.studies:
+    for study in (study for study in loaded.studies if study["system"] == model or not model):
         points = {point["budget"]: point for point in study["budgets"] if point.get("latency")}
         direct, reasoned = points.get(None), points.get(study["settings"]["budget"])
         if direct and reasoned:
@@ -194,9 +210,18 @@ def _cost(loaded: Results, ranked: Ranking | None) -> Answer:
     return Answer(question, f"{times} times the time of a direct query", sentence, note)
 
 
+def _timed(question: str, timed: Mapping[str, Any], measured: Collection[str], batches: str) -> Answer:
+    """What benchmarks/query_modes.py measured, one query at a time, of the modes whose quality was `measured`."""
+    modes = {mode: one for mode, one in timed["figures"]["batches"]["1"].items() if mode in measured}
+    parts = [f"{_ms(one['p50_ms'])} {MODE_LABELS.get(mode, mode)}" for mode, one in modes.items()]
+    times = max((one["ratio"] for one in modes.values()), default=1.0)
+    note = f"Medians; encoding alone, {timed['figures']['engine']} on {timed['hardware']}. {batches}".strip()
+    return Answer(question, f"{times:.0f} times the time of a direct query", f"One query takes {_listed(parts)}.", note)
+
+
 def _batches(loaded: Results, ranked: Ranking | None) -> str:
     """Seconds per query of the evaluation itself, for every mode of the best model."""
-    model = split_mode(ranked.ours)[0] if ranked and ranked.ours else ""
+    model = ranked.model if ranked else ""
     spent: dict[str, tuple[float, int]] = {}
     for record in loaded.records:
         name, mode = split_mode(record["system"])

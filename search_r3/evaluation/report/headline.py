@@ -62,6 +62,7 @@ class Ranking:
         best: the first of them; `ours` the best SearchR3 system, "" if there is none.
         best_mean: the best mean with its interval.
         against: baseline -> difference of `ours` from it.
+        left_out: SearchR3 systems that were measured on too few data sets to be among `means`.
     """
 
     datasets: tuple[str, ...]
@@ -70,6 +71,12 @@ class Ranking:
     ours: str
     best_mean: Estimate
     against: dict[str, Estimate]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The model of `ours`; "" if there is none."""
+        return split_mode(self.ours)[0] if self.ours else ""
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,19 @@ class Difference:
 def ranking(loaded: Results) -> Ranking | None:
     """Rank the systems on the data sets that all of them were measured on; None if there is no such data set.
 
-    Left out: controls, `given` reasoning (which no user has), and systems measured on fewer than half as many data sets
-    as the most measured one, which would leave too few in common.
+    Left out: controls, `given` reasoning (which no user has), and systems measured on fewer than three quarters as many
+    data sets as the most measured one, which would leave too few in common. A fixed part does not count where there is
+    its whole data set.
     """
+    whole = [name for name in loaded.by_dataset if name.removesuffix(SMALL) == name or name.removesuffix(SMALL)
+             not in loaded.by_dataset]  # fmt: skip
     measured = {
-        system: [name for name, one in loaded.by_dataset.items() if system in one.scores]
+        system: sum(system in loaded.by_dataset[name].scores for name in whole)
         for system in dict.fromkeys(record["system"] for record in loaded.records)
         if not _left_out(split_mode(system)[1])
     }
-    most = max(map(len, measured.values()), default=0)
-    systems = [system for system, names in measured.items() if names and 2 * len(names) >= most]
+    most = max(measured.values(), default=0)
+    systems = [system for system, count in measured.items() if count and 4 * count >= 3 * most]
     datasets = _averaged(loaded, systems)
     if not datasets:
         return None
@@ -110,7 +120,8 @@ def ranking(loaded: Results) -> Ranking | None:
         if ours and baseline in scores
     }
     best_mean = Estimate(*macro_interval([list(one.values()) for one in scores[best]], resamples=RESAMPLES))
-    return Ranking(datasets, means, best, ours, best_mean, against)
+    fewer = tuple(system for system in measured if system not in systems and split_mode(system)[1])
+    return Ranking(datasets, means, best, ours, best_mean, against, fewer)
 
 
 def kinds(loaded: Results) -> list[Kind]:

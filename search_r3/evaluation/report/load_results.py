@@ -40,6 +40,7 @@ class Results:
         rollouts: (name of the file below `rollouts/`, contents).
         runs: kept training runs.
         environment: (name, contents) of the benchmarks of the environment.
+        query_modes: benchmarks of what each mode of a query costs (benchmarks/query_modes.py).
         trained_on: data set -> kinds of training pairs that were made from it.
     """
 
@@ -52,6 +53,7 @@ class Results:
     rollouts: list[tuple[str, Any]] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)
     environment: list[tuple[str, Any]] = field(default_factory=list)
+    query_modes: list[dict[str, Any]] = field(default_factory=list)
     trained_on: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ def load_results(
     loaded.environment = [
         (path.stem, read_json(path)) for path in sorted((folder / "benchmarks").glob("environment*.json"))
     ]
+    loaded.query_modes = [read_json(path) for path in sorted((folder / "benchmarks").glob("query_modes*.json"))]
     loaded.runs = [read_training(path) for path in sorted((folder / "training").rglob("log.jsonl"))]
     for path in sorted((folder / "training").rglob("pairs.manifest.json")):
         for source in read_json(path).get("sources", []):

@@ -58,6 +58,19 @@ def test_a_system_measured_on_few_of_the_data_sets_does_not_decide_which_are_ave
     results.by_dataset["other"].scores["r3-x-base.off"] = dict.fromkeys((f"q{i}" for i in range(110)), 1.0)
     assert ranking(results).datasets == ("large", "other")
     assert "r3-x-base.off" not in ranking(results).means
+    assert ranking(results).left_out == ("r3-x-base.off",)
+    assert "Left out, since measured on too few of these: base." in said(results)[0]
+
+
+def test_a_fixed_part_does_not_count_where_there_is_its_whole_data_set():
+    results = made()
+    part = results.by_dataset.pop("part.small")
+    for name in ("large.small", "other.small"):
+        results.by_dataset[name] = DatasetComparison(name, scores={"r3-x-old.off": part.scores["bm25"]})
+    results.by_dataset["large"].scores["r3-x-old.off"] = results.by_dataset["large"].scores["bm25"]
+    results.records.append({"dataset": "large", "system": "r3-x-old.off", "num_queries": 120, "measures": {NDCG: 0.3}})
+    assert ranking(results).datasets == ("large", "other")
+    assert ranking(results).left_out == ("r3-x-old.off",)
 
 
 def test_every_kind_of_reasoning_is_compared_with_the_direct_embedding():
@@ -83,7 +96,7 @@ def test_reasoning_that_states_the_answer_proves_nothing():
     by_mode = {kind.mode: kind.datasets for kind in kinds(results)}
     assert by_mode["given"] == ("other",)
     assert set(by_mode["read"]) == {"other", "entailmentbank"}
-    assert "given reasoning changes nDCG@10 by +0.350 (+0.350 to +0.350) in sft on other" in said(results)[1]
+    assert "given reasoning changes nDCG@10 by +0.350 (+0.350 to +0.350) on other" in said(results)[1]
 
 
 def test_differences_say_what_was_not_tested_and_what_is_small():
@@ -104,19 +117,35 @@ def test_the_three_answers_in_words():
     assert best.startswith("sft, reading. Mean nDCG@10 0.800 (0.79")
     assert "it is 0.500 above BM25 (0.500 to 0.500) and 0.300 above MiniLM" in best
     assert reasoning.startswith(
-        "Yes: reading the first hits and given reasoning. Against the direct embedding, its own"
+        "Yes: reading the first hits and given reasoning. In sft, against the direct embedding, its own reasoning "
+        "changes nDCG@10 by 0.000 (0.000 to 0.000);"
     )
-    assert "its own reasoning changes nDCG@10 by 0.000 (0.000 to 0.000) in sft" in reasoning
-    assert "Controls: another query's first hits −0.200 (−0.200 to −0.200) in sft." in reasoning
+    assert "Controls: another query's first hits −0.200 (−0.200 to −0.200)." in reasoning
     assert "In batches, per query, with other work running: direct 17\u00a0ms, with reasoning 17\u00a0ms" in cost
     worse = said(made({"bm25": 0.9, "r3-x-sft.off": 0.6, "r3-x-sft.on": 0.5}))
     assert worse[0].startswith("BM25. ")
     assert "the best of ours, r3-x-sft, direct, is 0.300 below BM25" in worse[0]
-    assert worse[1].startswith("No: it harms.")
+    assert worse[1].startswith("No: it harms. Against the direct embedding, its own")
+
+
+def test_reasoning_and_cost_are_those_of_the_best_model():
+    results = made(MEANS | {"r3-x-grpo.on": 0.5})
+    study = {"dataset": "large", "system": "r3-x-grpo", "budgets": [], "modes": [], "settings": {"budget": 32}}
+    results.studies = [study]
+    modes = {"off": {"p50_ms": 24.0, "ratio": 1.0}, "on": {"p50_ms": 279.0, "ratio": 11.6},
+             "latent": {"p50_ms": 81.0, "ratio": 3.4}}  # fmt: skip
+    figures = {"model": "r3-x-sft", "engine": "int8", "batches": {"1": modes}}
+    results.query_modes = [{"figures": figures | {"model": "r3-x-grpo"}}, {"figures": figures, "hardware": "A machine"}]
+    _, reasoning, cost = said(results)
+    assert "grpo" not in reasoning
+    assert cost.startswith(
+        "12 times the time of a direct query. One query takes 24\u00a0ms direct and 279\u00a0ms with reasoning. "
+        "Medians; encoding alone, int8 on A machine."
+    )
 
 
 def test_many_data_sets_are_named_below_the_sentence_and_models_listed_in_plain_english():
-    results = made(MEANS | {"r3-x-grpo.on": 0.5, "r3-x-new.off": 0.5, "r3-x-new.on": 0.4})
+    results = made(MEANS | {"r3-x-grpo.on": 0.5, "r3-x-new.off": 0.5, "r3-x-new.on": 0.4, "r3-x-top.off": 0.97})
     for name in ("more", "still-more"):
         scores = {f"r3-x-new.{mode}": {f"q{i}": m for i in range(110)} for mode, m in (("off", 0.5), ("on", 0.4))}
         results.by_dataset[name] = DatasetComparison(name, scores=scores)
