@@ -126,7 +126,7 @@ def _against(name: str, estimate: Estimate) -> str:
 def _reasoning(loaded: Results, ranked: Ranking | None) -> Answer:
     question = "Does reasoning help?"
     known = kinds(loaded)
-    found = [kind for kind in known if ranked and kind.model == ranked.model] or known
+    found = sorted((k for k in known if ranked and k.model == ranked.model), key=lambda k: _place(k.mode)) or known
     shown = [kind for kind in found if not is_control(kind.mode)]
     if not shown:
         return Answer(question, "Not tested", "No model has runs with and without reasoning on data at hand.")
@@ -231,8 +231,14 @@ def _batches(loaded: Results, ranked: Ranking | None) -> str:
             spent[mode] = (before[0] + seconds, before[1] + record["num_queries"])
     if not spent:
         return ""
-    parts = [f"{MODE_LABELS.get(mode, mode)} {_ms(1e3 * s / n)}" for mode, (s, n) in spent.items()]
+    parts = [f"{MODE_LABELS.get(mode, mode)} {_ms(1e3 * spent[mode][0] / spent[mode][1])}"
+             for mode in sorted(spent, key=_place)]  # fmt: skip
     return f"In batches, per query, with other work running: {', '.join(parts)}."
+
+
+def _place(mode: str) -> int:
+    """Where a mode stands: direct and the model's own reasoning before all others, which stay in their order."""
+    return {"off": 0, "on": 1}.get(mode, 2)
 
 
 def _ms(milliseconds: float) -> str:
