@@ -15,7 +15,7 @@ from search_r3.evaluation.given_reasoning import GIVEN_MODES, UPPER_BOUNDS
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.records import SMALL
 from search_r3.evaluation.report.load_results import Results
-from search_r3.evaluation.report.system_names import is_control, split_mode
+from search_r3.evaluation.report.system_names import is_control, is_control_model, split_mode
 from search_r3.evaluation.significance import RESAMPLES, bootstrap_interval, macro_interval, paired
 from search_r3.evaluation.systems import BASELINES
 
@@ -94,17 +94,17 @@ def ranking(loaded: Results) -> Ranking | None:
     """Rank the systems on the data sets that all of them were measured on; None if there is no such data set.
 
     Left out: controls, `given` reasoning (which no user has), and systems measured on fewer than three quarters as many
-    data sets as the most measured one, which would leave too few in common. A fixed part does not count where there is
-    its whole data set.
+    data sets as the most measured one of ours, which would leave too few in common. A fixed part does not count where
+    there is its whole data set.
     """
-    whole = [name for name in loaded.by_dataset if name.removesuffix(SMALL) == name or name.removesuffix(SMALL)
-             not in loaded.by_dataset]  # fmt: skip
+    known = loaded.by_dataset
+    whole = [name for name in known if name.removesuffix(SMALL) == name or name.removesuffix(SMALL) not in known]
     measured = {
         system: sum(system in loaded.by_dataset[name].scores for name in whole)
         for system in dict.fromkeys(record["system"] for record in loaded.records)
-        if not _left_out(split_mode(system)[1])
+        if not _left_out(*split_mode(system))
     }
-    most = max(measured.values(), default=0)
+    most = max((count for system, count in measured.items() if split_mode(system)[1]), default=0)
     systems = [system for system, count in measured.items() if count and 4 * count >= 3 * most]
     datasets = _averaged(loaded, systems)
     if not datasets:
@@ -133,7 +133,7 @@ def kinds(loaded: Results) -> list[Kind]:
     for system in dict.fromkeys(record["system"] for record in loaded.records):
         model, mode = split_mode(system)
         direct = f"{model}.off"
-        if mode in ("", "off"):
+        if mode in ("", "off") or is_control_model(model):
             continue
         datasets = _averaged(loaded, [direct, system], without=UPPER_BOUNDS if mode in GIVEN_MODES else frozenset())
         if datasets:
@@ -178,8 +178,8 @@ def _interval(loaded: Results, name: str, baseline: str, system: str) -> Estimat
     return Estimate(float(row.mean()), *bootstrap_interval(row, resamples=RESAMPLES))
 
 
-def _left_out(mode: str) -> bool:
-    return is_control(mode) or mode == GIVEN_MODES[0]
+def _left_out(model: str, mode: str) -> bool:
+    return is_control_model(model) or is_control(mode) or mode == GIVEN_MODES[0]
 
 
 def _averaged(loaded: Results, systems: Sequence[str], without: Collection[str] = ()) -> tuple[str, ...]:

@@ -19,6 +19,15 @@ def split_mode(system: str) -> tuple[str, str]:
     return system, ""
 
 
+CONTROL = "-control"
+"""What the name of a model ends with that exists only to be compared with: trained like another one, but for one thing."""
+
+
+def is_control_model(model: str) -> bool:
+    """Whether a model exists only to be compared with, such as one that was trained without passages."""
+    return model.endswith(CONTROL)
+
+
 def is_control(mode: str) -> bool:
     """Whether a mode exists only to be compared with, such as "read.shuffled"."""
     return "." in mode

@@ -47,6 +47,8 @@ def test_the_best_system_is_by_the_mean_over_the_large_data_sets():
     assert ranked.best_mean.low < 0.8 < ranked.best_mean.high
     assert ranked.against["bm25"].value == pytest.approx(0.5)
     assert "r3-x-sft.read.shuffled" not in ranked.means
+    control = ranking(made(MEANS | {"r3-x-sft-control.off": 0.9}))
+    assert (control.best, control.left_out) == ("r3-x-sft.read", ())
     behind = ranking(made(MEANS | {"bm25": 0.9}))
     assert (behind.best, behind.ours) == ("bm25", "r3-x-sft.read")
     assert behind.against["bm25"].high < 0
