@@ -20,7 +20,7 @@ def split_mode(system: str) -> tuple[str, str]:
 
 
 CONTROL = "-control"
-"""What the name of a model ends with that exists only to be compared with: trained like another one, but for one thing."""
+"""What the name of a model ends with that exists only to be compared with, trained like another but for one thing."""
 
 
 def is_control_model(model: str) -> bool:
