@@ -150,6 +150,7 @@ class Commands:
             for place in (f"s3://bucket/{name}-command", str(scratch / f"{name}-command.index")):
                 self._run(name, "index", str(corpus), "--into", place, "--model", str(self.model))
             say(f"{name}: indexed by the command")
+        self.of("ours")["whole command, copy there"]()  # which makes it
 
     def of(self, name: str) -> dict[str, Callable[[], dict[str, Any]]]:
         """What is timed of one checkout."""

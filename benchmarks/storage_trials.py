@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -208,6 +209,7 @@ def faulty_storage() -> Iterator[Any]:
     """moto's server with a bucket, behind an address that can fail; the environment leads there."""
     from storage_faults import s3_bucket, s3_variables, storage
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_bucket() as url, storage(url) as found:
         os.environ |= s3_variables(found.url) | NO_LIMITS
         yield found
