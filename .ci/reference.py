@@ -52,7 +52,7 @@ GROUPS = {
     "search": (
         "demo", "ask", "index", "search", "tune", "delete", "compact", "backup", "restore", "serve", "encode", "mcp"
     ),
-    "measure": ("evaluate", "study", "rollouts", "report", "tables"),
+    "measure": ("evaluate", "mteb", "study", "rollouts", "report", "tables"),
     "make training data": (
         "data build", "data synthesize", "data embed-teacher", "data select", "data mine", "data reason", "data read",
         "data query-normalizer", "data fresh"

@@ -43,7 +43,7 @@ COMMANDS += [
     "report",
     "data fresh",
 ]
-COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact", "adapt", "backup", "restore"]
+COMMANDS += ["export", "push", "pull", "mcp", "delete", "compact", "adapt", "backup", "restore", "mteb"]
 DOCUMENTS = [
     {"id": "bread", "title": "Baking", "text": "Bread needs flour, water and yeast.", "lang": "en"},
     {"id": "zug", "text": "Der Zug nach Wien fährt um neun.", "lang": "de"},

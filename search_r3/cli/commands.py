@@ -27,6 +27,7 @@ from search_r3.cli.index import index
 from search_r3.cli.index_backup import backup, restore
 from search_r3.cli.index_maintenance import compact, delete
 from search_r3.cli.mcp import mcp
+from search_r3.cli.mteb import mteb
 from search_r3.cli.options import (
     AUTO,
     SETTINGS,
@@ -164,6 +165,6 @@ for name, data_command in (("read", data_read), ("query-normalizer", data_query_
                            ("embed-teacher", data_embed_teacher), ("select", data_select)):  # fmt: skip
     data_app.command(name)(data_command)
 COMMANDS = (adapt, ask, tune, plot, study, serve, encode, report, rollouts, export, push, pull, mcp, demo, index,
-            delete, compact, backup, restore, search, evaluate, tables, card, models)  # fmt: skip
+            delete, compact, backup, restore, search, evaluate, mteb, tables, card, models)  # fmt: skip
 for command in COMMANDS:
     app.command(cls=ReasoningCommand if command in (ask, mcp, search, tune) else None)(command)

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 GROUPS: dict[str, tuple[str, ...]] = {
     "Search": ("demo", "ask", "index", "search", "tune", "serve", "encode", "mcp", "delete", "compact", "backup",
                "restore"),
-    "Evaluate": ("evaluate", "study", "rollouts", "report", "tables"),
+    "Evaluate": ("evaluate", "mteb", "study", "rollouts", "report", "tables"),
     "Train": ("data", "train", "adapt", "plot", "card"),
     "Models": ("models", "export", "push", "pull"),
 }  # fmt: skip

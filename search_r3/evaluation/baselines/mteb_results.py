@@ -9,16 +9,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_r3.errors import InputError, first_line
 from search_r3.evaluation.baselines.mteb_encoder import SearchR3Encoder
 from search_r3.optional import require
 
 
+class MtebScore(NamedTuple):
+    """What a result file says: its task, the task's main measure, and the mean of it over splits and subsets."""
+
+    task: str
+    measure: str
+    value: float
+    file: Path
+
+
+def mteb_tasks(tasks: Iterable[Any]) -> list[Any]:
+    """MTEB's tasks of these names, without their data; tasks are returned as they are.
+
+    Raises:
+        InputError: mteb is not installed, there is no name, or MTEB has no such task.
+    """
+    mteb = require("mteb", "mteb", "MTEB")
+    if not (chosen := [_task(mteb, task) for task in tasks]):
+        raise InputError("no MTEB task was given; name some, such as SciFact")
+    return chosen
+
+
 def write_mteb_results(
     encoder: SearchR3Encoder, tasks: Iterable[Any], folder: str | Path, *, overwrite: bool = False
-) -> list[Path]:
+) -> list[MtebScore]:
     """Evaluate MTEB tasks and write their result files; finished ones are kept, so the same call resumes.
 
     To submit them, give the model's metadata (`encoder.mteb_model_meta`) to `mteb.ResultCache(folder).submit_results`.
@@ -33,15 +54,13 @@ def write_mteb_results(
         overwrite: evaluate finished tasks again.
 
     Returns:
-        The result file of each task.
+        The result file of each task, with its score.
 
     Raises:
         InputError: mteb is not installed, a task is unknown, its data cannot be had, or a result is not a number.
     """
     mteb = require("mteb", "mteb", "MTEB")
-    chosen = [_task(mteb, task) for task in tasks]
-    if not chosen:
-        raise InputError("no MTEB task was given; name some, such as SciFact")
+    chosen = mteb_tasks(tasks)
     cache = mteb.ResultCache(folder)
     try:
         mteb.evaluate(
@@ -59,9 +78,7 @@ def write_mteb_results(
         ) from error
     meta = encoder.mteb_model_meta
     files = [cache.get_task_result_path(task.metadata.name, meta) for task in chosen]
-    for task, file in zip(chosen, files, strict=True):
-        _check(mteb, task, file)
-    return files
+    return [_checked(mteb, task, file) for task, file in zip(chosen, files, strict=True)]
 
 
 def _task(mteb: Any, task: Any) -> Any:
@@ -73,7 +90,7 @@ def _task(mteb: Any, task: Any) -> Any:
         raise InputError(f"MTEB has no task {task!r}: {str(error).strip(chr(34))}") from error
 
 
-def _check(mteb: Any, task: Any, file: Path) -> None:
+def _checked(mteb: Any, task: Any, file: Path) -> MtebScore:
     result = mteb.results.TaskResult.from_disk(file)
     name = task.metadata.main_score
     wanted = set(task.metadata.eval_splits)
@@ -83,3 +100,4 @@ def _check(mteb: Any, task: Any, file: Path) -> None:
         for entry in entries:
             if not math.isfinite(entry["main_score"]) or entry["main_score"] != entry[name]:
                 raise InputError(f"{file}: {name} of {split} is {entry['main_score']}; delete it and evaluate again")
+    return MtebScore(task.metadata.name, name, float(result.get_score()), file)

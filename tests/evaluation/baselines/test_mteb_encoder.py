@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from nightly import nightly
 
+from search_r3.cli import main
 from search_r3.data.beir import BeirDataset, Document
 from search_r3.errors import InputError
 from search_r3.evaluation.measures import MRR, NDCG, RECALL, measure_run
@@ -208,7 +209,7 @@ def test_result_files_are_those_of_mteb_and_finished_ones_are_kept(mteb, mteb_en
     from search_r3.evaluation.baselines.mteb_results import write_mteb_results
 
     encoder = mteb_encoder.SearchR3Encoder(model, reasoning=False)
-    (file,) = write_mteb_results(encoder, [as_task(dataset)], tmp_path)
+    ((task, measure, score, file),) = write_mteb_results(encoder, [as_task(dataset)], tmp_path)
     meta = encoder.mteb_model_meta
     folder = tmp_path / "results" / f"search-r3__{model.name}" / model.contract_hash
     assert file.is_relative_to(folder)
@@ -216,13 +217,14 @@ def test_result_files_are_those_of_mteb_and_finished_ones_are_kept(mteb, mteb_en
     written = json.loads(file.read_text())
     assert written.keys() >= {"task_name", "dataset_revision", "mteb_version", "scores", "evaluation_time"}
     (scores,) = written["scores"]["test"]
+    assert (task, measure, score) == ("Made", "ndcg_at_10", pytest.approx(scores["main_score"]))
     assert scores["main_score"] == pytest.approx(ours(model, "off", dataset)[NDCG], abs=1e-4)
     assert json.loads((file.parent / "model_meta.json").read_text())["revision"] == model.contract_hash
     assert (file.parent / "run_settings.jsonl").is_file()
     again = mteb.results.TaskResult.from_disk(file)
     assert again.task_name == "Made"
     encoder.encode = None  # a second evaluation would fail
-    assert write_mteb_results(encoder, [as_task(dataset)], tmp_path) == [file]
+    assert write_mteb_results(encoder, [as_task(dataset)], tmp_path) == [(task, measure, score, file)]
 
 
 def test_results_that_are_no_numbers_and_unknown_tasks_are_refused(mteb, mteb_encoder, model, dataset, tmp_path):
@@ -233,9 +235,30 @@ def test_results_that_are_no_numbers_and_unknown_tasks_are_refused(mteb, mteb_en
         write_mteb_results(encoder, ["SciFakt"], tmp_path)
     with pytest.raises(InputError, match="no MTEB task was given"):
         write_mteb_results(encoder, [], tmp_path)
-    (file,) = write_mteb_results(encoder, [as_task(dataset)], tmp_path)
+    file = write_mteb_results(encoder, [as_task(dataset)], tmp_path)[0].file
     written = json.loads(file.read_text())
     written["scores"]["test"][0]["main_score"] = 2.0
     file.write_text(json.dumps(written))
     with pytest.raises(InputError, match=r"Made\.json: ndcg_at_10 of test is 2\.0; delete it"):
         write_mteb_results(encoder, [as_task(dataset)], tmp_path)
+
+
+def test_the_command_writes_the_files_and_shows_the_scores(
+    mteb, mteb_encoder, tiny_model, dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(mteb, "get_task", {"Made": as_task(dataset)}.__getitem__)
+    command = ["mteb", "Made", "--model", str(tiny_model), "--no-reasoning", "--into", str(tmp_path), "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    written = json.loads(Path(found["file"]).read_text())
+    assert Path(found["file"]).is_relative_to(tmp_path)
+    assert (found["task"], found["measure"]) == ("Made", "ndcg_at_10")
+    assert found["value"] == pytest.approx(written["scores"]["test"][0]["main_score"])
+    monkeypatch.setattr(mteb_encoder.SearchR3Encoder, "encode", None)  # a second evaluation would fail
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"Made: ndcg_at_10 {found['value']:.4f}, {found['file']}\n"
+
+
+def test_the_command_refuses_an_unknown_task_before_it_loads_a_model(mteb, tmp_path, capsys):
+    assert main(["mteb", "SciFakt", "--model", str(tmp_path / "none"), "--into", str(tmp_path)]) == 2
+    assert "MTEB has no task 'SciFakt'" in capsys.readouterr().err
