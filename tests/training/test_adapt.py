@@ -105,6 +105,8 @@ def test_of_a_documents_chunks_the_nearest_is_the_positive_and_the_others_are_no
     grade_BN = torch.tensor([[2.0, 2.0, 1.0, 0, 0], [0, 0, 0, 1.0, 1.0]])
     kept_BN, others_BN = fixed.nearest_chunks(grade_BN, query_BD)
     assert kept_BN.tolist() == [[0, 2, 1, 0, 0], [0, 0, 0, 1, 0]]
+    with torch.autocast("cpu", torch.bfloat16):  # as a step in bfloat16
+        assert torch.equal(fixed.nearest_chunks(grade_BN, query_BD.bfloat16())[0], kept_BN)
     assert others_BN.tolist() == [[True, False, False, False, False], [False, False, False, False, True]]
     loss = multi_positive((query_BD @ vector_ND.T).masked_fill(others_BN, -1), kept_BN, 0.05)
     first = multi_positive(query_BD[:1] @ vector_ND[1:].T, torch.tensor([[2.0, 1, 0, 0]]), 0.05)

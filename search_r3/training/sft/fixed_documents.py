@@ -77,7 +77,8 @@ class FixedDocuments:
         if not self._chunked:
             return grade_BN, others_BN
         candidates = self.candidates(query_BD.device)
-        near_BN = (query_BD.detach().float() @ candidates.embedding_MD.T).cpu().numpy()
+        with torch.autocast(query_BD.device.type, enabled=False):  # bfloat16 would make ties of chunks that differ
+            near_BN = (query_BD.detach().float() @ candidates.embedding_MD.T).cpu().numpy()
         for line, grade_N in enumerate(grade_BN.numpy()):
             places = np.flatnonzero(grade_N)
             order = places[np.argsort(-near_BN[line, places], kind="stable")]
