@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from search_r3.evaluation.given_reasoning import GIVEN_MODES
 from search_r3.evaluation.measures import NDCG
 from search_r3.evaluation.publish.tables import MODE_LABELS
 from search_r3.evaluation.records import SMALL
@@ -109,8 +110,9 @@ def _best(loaded: Results, ranked: Ranking | None) -> Answer:
     note = _over(ranked.datasets)
     if ranked.left_out:
         models = models_of(loaded.records)
-        fewer = dict.fromkeys(models[split_mode(system)[0]] for system in ranked.left_out)
-        note += f" Left out, since measured on too few of these: {', '.join(fewer)}."
+        used = {split_mode(system)[0] for system in ranked.means}
+        fewer = dict.fromkeys(models[m] for m, _ in map(split_mode, ranked.left_out) if m not in used)
+        note += f" Left out, since measured on too few of these: {', '.join(fewer)}." if fewer else ""
     return Answer(question, names[ranked.best], f"{sentence}.", note)
 
 
@@ -134,14 +136,17 @@ def _reasoning(loaded: Results, ranked: Ranking | None) -> Answer:
     models = {kind.model: every[kind.model] for kind in found}
     gains = list(dict.fromkeys(_kind(kind) for kind in shown if kind.helps))
     losses = list(dict.fromkeys(_kind(kind) for kind in shown if kind.change.high < 0))
-    if gains:
+    if gains and all(kind.mode in GIVEN_MODES for kind in shown if kind.helps):
+        verdict = "Only reasoning that it is given"
+    elif gains:
         verdict = f"Yes: {' and '.join(gains)}"
     elif losses:
         verdict = "No: it harms" if len(losses) == len({_kind(k) for k in shown}) else "No"
     else:
         verdict = "No gain shown"
     usual = shown[0].datasets
-    parts = [f"{name} changes {NDCG} by {changes}" for name, changes in _by_kind(shown, models, usual)]
+    parts = [f"{name} by {changes}" for name, changes in _by_kind(shown, models, usual)]
+    parts[0] = parts[0].replace(" by ", f" changes {NDCG} by ", 1)
     note = _over(usual)
     others = _by_kind([kind for kind in found if is_control(kind.mode)], models, usual)
     controls = [f"{name} {changes}" for name, changes in others]
