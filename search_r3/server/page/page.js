@@ -28,7 +28,7 @@ const usual = {}; // field -> its default, which the address leaves out
 let running = null; // the AbortController of the question being answered
 let ready = false;
 let answer = null; // {asked, off, on} of the question that is shown
-const reading = 3; // passages to be read
+const reading = 2; // passages to be read
 
 themeButton($("theme"));
 
