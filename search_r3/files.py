@@ -87,9 +87,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     instant neither exists.
 
     Raises:
-        InputError: the disk is full or the path cannot be written; `target` is unchanged.
+        InputError: the disk is full, the path cannot be written or is a device or a pipe; `target` is unchanged.
     """
     target = Path(target)
+    if target.exists() and not (target.is_file() or target.is_dir()):  # root could exchange /dev/null
+        raise InputError(f"cannot write {target}: it is a device, a pipe or a socket; name a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -82,6 +82,14 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(error, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe"):
+        atomic_write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_what_a_full_disk_caused_counts_and_other_errors_do_not():
     wrapped = RuntimeError("the writer failed")
     wrapped.__cause__ = FULL[0]
