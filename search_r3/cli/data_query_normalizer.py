@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from search_r3.cli.options import DataRoot, Json, print_json
+from search_r3.errors import InputError
 
 
 def data_query_normalizer(
@@ -41,6 +42,7 @@ def data_query_normalizer(
     """
     from search_r3.data.normalizer_sources import learn_query_normalizer
 
+    check_output(output)
     made = learn_query_normalizer(corpus, pairs=pairs, kinds=kind or (), wordnet=wordnet, data_root=data)
     made.save(output)
     cases, spelling = made.truecaser, made.spelling
@@ -58,3 +60,24 @@ def data_query_normalizer(
         f"{output}: {counts['capitalized']:,} words with capitals, {counts['in_context']:,} more beside another word; "
         f"{counts['known']:,} words that are no typos, {counts['corrections']:,} of them frequent enough to correct one"
     )
+
+
+def check_output(output: Path) -> None:
+    """Raise InputError, before anything is learned, if the file would replace anything but another query normalizer, or
+    one that a checkpoint's contract names."""
+    from search_r3.model.checkpoint import CONTRACT_FILE
+    from search_r3.model.query_normalizer import QueryNormalizer
+
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; name a file, such as {output / 'words.json'}")
+    if not output.exists():
+        return
+    if (output.parent / CONTRACT_FILE).exists():
+        raise InputError(
+            f"{output} belongs to a checkpoint, which would be refused with another one; write a file elsewhere, and "
+            "give it to search-r3 train average"
+        )
+    try:
+        QueryNormalizer.load(output)
+    except InputError as error:
+        raise InputError(f"{output} exists and is no query normalizer, so it is not replaced; name another") from error

@@ -44,7 +44,8 @@ def learn_query_normalizer(
     for kind in kinds:
         found = [pair.positive for pair in read if pair.source.split(":")[0] == kind]
         if not found:
-            raise InputError(f"{pairs or 'no file of pairs'} has no pair of kind {kind!r}; name a kind of its sources")
+            where = f"{pairs} has no pair" if pairs else "there are no training pairs, so none"
+            raise InputError(f"{where} of kind {kind!r}; name a kind of the sources of a file of pairs")
         cased += found
     return QueryNormalizer(
         Truecaser.learn(cased, titles, names),

@@ -53,6 +53,24 @@ def test_the_command_writes_a_file_that_loads(dataset: Path, tmp_path: Path) -> 
     assert json.loads(result.output)["sha256"] == QueryNormalizer.load(output).hash
 
 
+def test_the_command_replaces_another_query_normalizer_and_nothing_else(dataset: Path, tmp_path: Path) -> None:
+    def run(output: Path) -> str:
+        result = CliRunner().invoke(app, ["data", "query-normalizer", str(output), str(dataset)])
+        return "" if result.exit_code == 0 else str(result.exception)
+
+    corpus = (dataset / "corpus.jsonl").read_text()
+    assert "exists and is no query normalizer" in run(dataset / "corpus.jsonl")
+    assert "is a folder; name a file" in run(dataset)
+    assert (dataset / "corpus.jsonl").read_text() == corpus
+    assert sorted(path.name for path in dataset.iterdir()) == ["corpus.jsonl", "qrels", "queries.jsonl"]
+    checkpoint = tmp_path / "adapter"
+    checkpoint.mkdir()
+    for name in ("search_r3.json", "query_normalizer.json"):
+        (checkpoint / name).write_text("{}")
+    assert "belongs to a checkpoint" in run(checkpoint / "query_normalizer.json")
+    assert [run(tmp_path / "words.json"), run(tmp_path / "words.json")] == ["", ""]
+
+
 def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: Path) -> None:
     pairs = [
         {"id": str(i), "query": "q", "positive": f"a note on {name}, and {name} again", "source": source}
@@ -66,7 +84,7 @@ def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: P
     assert made.sources == ["mini", "training pairs", "debian"]
     with pytest.raises(InputError, match="no pair of kind 'man'"):
         learn_query_normalizer([dataset], pairs=file, kinds=["man"])
-    with pytest.raises(InputError, match="no file of pairs"):
+    with pytest.raises(InputError, match="there are no training pairs, so none of kind 'man'"):
         learn_query_normalizer([dataset], kinds=["man"])
 
 
