@@ -113,7 +113,7 @@ def test_a_server_needs_neither_a_home_nor_a_place_to_write(contained, public) -
     ("variables", "arguments", "line"),
     [
         pytest.param({}, ["--model", "smollm2-135m"], CACHE, marks=NEEDS_WHEEL),
-        pytest.param({"HOME": "/nonexistent"}, ["--model", "smollm2-135m"], CACHE, marks=NEEDS_WHEEL),
+        pytest.param({"HOME": "/nonexistent/home"}, ["--model", "smollm2-135m"], CACHE, marks=NEEDS_WHEEL),
         ({}, ["--model", "~/model"], "set HOME, or give the path without ~"),
     ],
 )
