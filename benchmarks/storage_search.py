@@ -168,8 +168,11 @@ class Commands:
     def _run(self, name: str, *arguments: str) -> dict[str, Any]:
         environment = os.environ | {"PYTHONPATH": str(self.checkouts[name])}
         began, started = time.time(), time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "search_r3", *arguments], env=environment, capture_output=True
+        done = subprocess.run(  # not in a checkout, whose package Python would find first
+            [sys.executable, "-W", "ignore", "-m", "search_r3", *arguments],
+            env=environment,
+            cwd=self.corpus.parent,
+            capture_output=True,
         )
         seconds = time.perf_counter() - started
         if done.returncode:
