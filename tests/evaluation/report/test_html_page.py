@@ -228,6 +228,11 @@ def test_every_section_is_there_and_filled(page):
             assert word in said[name], (name, word)
 
 
+def test_scrolled_tables_are_no_landmarks(page):
+    """Two studies have tables of the same caption, and landmarks must have different names."""
+    assert page[0].count('<div class="scroll" role="group"') == page[0].count('<div class="scroll"') > 5
+
+
 def test_figures_and_verdicts_are_those_of_the_runs(results, root, page):
     found = load_results(results, None, root)
     assert found.baseline == "bm25"
