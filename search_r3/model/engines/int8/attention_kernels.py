@@ -11,7 +11,6 @@ of a head, Q = G * L.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -145,7 +144,7 @@ def scores_intrinsic(rows: int) -> Any:
     def scores(typing_context, query, query_step, tile, dim, out, out_step):
         def generate(context, builder, signature, arguments):
             query, query_step, tile, dim, out, out_step = arguments
-            _outer_products(builder, rows, (query, query_step), (tile, 4 * COLUMNS), COLUMNS, dim, (out, out_step))
+            avx512.products(builder, rows, (query, query_step), (tile, 4 * COLUMNS), COLUMNS, dim, (out, out_step))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
@@ -167,48 +166,9 @@ def weighted_intrinsic(rows: int) -> Any:
         def generate(context, builder, signature, arguments):
             weights, weights_step, values, values_step, count, out, out_step = arguments
             left, right = (weights, weights_step), (values, values_step)
-            _outer_products(builder, rows, left, right, SPAN, count, (out, out_step))
+            avx512.products(builder, rows, left, right, SPAN, count, (out, out_step))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
 
     return weighted
-
-
-def _outer_products(
-    builder: Any, rows: int, left: Sequence[Any], right: Sequence[Any], columns: int, count: Any, out: Sequence[Any]
-) -> None:
-    """Emit `out = left @ right`, (rows, count) by (count, columns); each is an address and its rows' step in bytes."""
-    from llvmlite import ir
-    from numba.core import cgutils
-
-    number, long = ir.FloatType(), ir.IntType(64)
-    vector = ir.VectorType(number, avx512.LANES)
-    fused = avx512.fused(builder, ir, vector)
-
-    def stepped(row: Sequence[Any], times: Any) -> Any:
-        step = row[1] if isinstance(row[1], ir.Value) else ir.Constant(long, row[1])
-        return builder.add(row[0], builder.mul(step, times))
-
-    def lane(address: Any, number_of: int) -> Any:
-        return builder.add(address, ir.Constant(long, 4 * avx512.LANES * number_of))
-
-    lanes = range(columns // avx512.LANES)
-    sums = [[cgutils.alloca_once(builder, vector) for _ in lanes] for _ in range(rows)]  # LLVM makes them registers
-    for total in (total for row in sums for total in row):
-        builder.store(ir.Constant(vector, [0.0] * avx512.LANES), total)
-    starts = [stepped(left, ir.Constant(long, row)) for row in range(rows)]
-    with avx512.loop(builder, ir, count) as t:
-        base = stepped(right, t)
-        parts = [avx512.read(builder, ir, vector, lane(base, number_of)) for number_of in lanes]
-        for start, row in zip(starts, sums, strict=True):
-            address = builder.add(start, builder.mul(t, ir.Constant(long, 4)))
-            one = builder.load(builder.inttoptr(address, number.as_pointer()), typ=number)
-            every = avx512.broadcast(builder, ir, vector, one)
-            for total, part in zip(row, parts, strict=True):
-                builder.store(builder.call(fused, [every, part, builder.load(total, typ=vector)]), total)
-    for number_of_row, row in enumerate(sums):
-        base = stepped(out, ir.Constant(long, number_of_row))
-        for number_of, total in enumerate(row):
-            target = builder.inttoptr(lane(base, number_of), vector.as_pointer())
-            builder.store(builder.load(total, typ=vector), target, align=4)

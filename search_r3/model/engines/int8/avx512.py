@@ -8,7 +8,7 @@ where it is available; the weights of the next rows are prefetched. AVX-512BW is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,40 +179,69 @@ def dots_intrinsic() -> Any:
 
 def weighted_intrinsic() -> Any:
     """Build a numba function (weights, values, stride, count, out): out += weight * value for each value."""
-    from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
     from numba.extending import intrinsic
-
-    number, long = ir.FloatType(), ir.IntType(64)
-    vector = ir.VectorType(number, LANES)
 
     @intrinsic
     def weighted(typing_context, weights, values, stride, count, out):
         def generate(context, builder, signature, arguments):
             weights, values, stride, count, out = arguments
-            multiply_add = fused(builder, ir, vector)
-            offsets = [ir.Constant(long, 4 * LANES * lane) for lane in range(SPAN // LANES)]
-            begin = [read(builder, ir, vector, builder.add(out, offset)) for offset in offsets]
-            sums = [cgutils.alloca_once(builder, vector) for _ in offsets]  # LLVM turns these into registers
-            for total, one in zip(sums, begin, strict=True):
-                builder.store(one, total)
-            with loop(builder, ir, count) as t:
-                at = builder.add(weights, builder.mul(t, ir.Constant(long, 4)))
-                weight = builder.load(builder.inttoptr(at, number.as_pointer()), typ=number)
-                every = broadcast(builder, ir, vector, weight)
-                value = builder.add(values, builder.mul(t, stride))
-                for total, offset in zip(sums, offsets, strict=True):
-                    one = read(builder, ir, vector, builder.add(value, offset))
-                    builder.store(builder.call(multiply_add, [every, one, builder.load(total, typ=vector)]), total)
-            for total, offset in zip(sums, offsets, strict=True):
-                target = builder.inttoptr(builder.add(out, offset), vector.as_pointer())
-                builder.store(builder.load(total, typ=vector), target, align=4)
+            products(builder, 1, (weights, 0), (values, stride), SPAN, count, (out, 0), add=True)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
 
     return weighted
+
+
+def products(
+    builder: Any,
+    rows: int,
+    left: Sequence[Any],
+    right: Sequence[Any],
+    columns: int,
+    count: Any,
+    out: Sequence[Any],
+    *,
+    add: bool = False,
+) -> None:
+    """Emit `out = left @ right` (or `+=`, to `add`), (rows, count) by (count, columns), all float32; each is an address
+    and its rows' step in bytes."""
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    number, long = ir.FloatType(), ir.IntType(64)
+    vector = ir.VectorType(number, LANES)
+    multiply_add = fused(builder, ir, vector)
+
+    def stepped(row: Sequence[Any], times: Any) -> Any:
+        step = row[1] if isinstance(row[1], ir.Value) else ir.Constant(long, row[1])
+        return builder.add(row[0], builder.mul(step, times))
+
+    def lane(address: Any, place: int) -> Any:
+        return builder.add(address, ir.Constant(long, 4 * LANES * place))
+
+    lanes = range(columns // LANES)
+    targets = [[lane(stepped(out, ir.Constant(long, row)), place) for place in lanes] for row in range(rows)]
+    sums = [[cgutils.alloca_once(builder, vector) for _ in lanes] for _ in range(rows)]  # LLVM makes them registers
+    for row, addresses in zip(sums, targets, strict=True):
+        for total, address in zip(row, addresses, strict=True):
+            zeros = ir.Constant(vector, [0.0] * LANES)
+            builder.store(read(builder, ir, vector, address) if add else zeros, total)
+    starts = [stepped(left, ir.Constant(long, row)) for row in range(rows)]
+    with loop(builder, ir, count) as t:
+        base = stepped(right, t)
+        parts = [read(builder, ir, vector, lane(base, place)) for place in lanes]
+        for start, row in zip(starts, sums, strict=True):
+            address = builder.add(start, builder.mul(t, ir.Constant(long, 4)))
+            one = builder.load(builder.inttoptr(address, number.as_pointer()), typ=number)
+            every = broadcast(builder, ir, vector, one)
+            for total, part in zip(row, parts, strict=True):
+                builder.store(builder.call(multiply_add, [every, part, builder.load(total, typ=vector)]), total)
+    for row, addresses in zip(sums, targets, strict=True):
+        for total, address in zip(row, addresses, strict=True):
+            target = builder.inttoptr(address, vector.as_pointer())
+            builder.store(builder.load(total, typ=vector), target, align=4)
 
 
 def fused(builder: Any, ir: Any, vector: Any) -> Any:

@@ -158,14 +158,7 @@ class Int8Session(LlamaCache):
                 picked_B = torch.full((size,), new - 1) if last_B is None else last_B
                 x_ND = x_ND.view(size, new, -1)[torch.arange(size), picked_B]
                 q_ND, q_scale_N = _room(*x_ND.shape)
-            if by_blocks and picked_B is None:
-                attended_BQKE = torch.empty(size, self.groups * new, self.heads, self.head_dim)
-                attention_kernels.attend(
-                    query_BKGLE.numpy(), self.keys[index].numpy(), self.values[index].numpy(), self.length,
-                    attended_BQKE.numpy(),
-                )  # fmt: skip
-            else:
-                attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
+            attended_BQKE = self._attend(index, query_BKGLE, mask_BQT, picked_B)
             wide_ND = q_ND if layer.out.inputs == q_ND.shape[1] else _room(len(q_ND), layer.out.inputs)[0]
             scale_N = q_scale_N
             elementwise_kernels.quantize_heads(attended_BQKE.numpy(), wide_ND.numpy(), scale_N.numpy())
@@ -249,9 +242,19 @@ class Int8Session(LlamaCache):
         return cos_NE, sin_NE
 
     def _attend(self, index: int, query_BKGLE: Tensor, mask_BQT: Tensor | None, picked_B: Tensor | None) -> Tensor:
-        """Attention of all new tokens, or of one per row, to the cache with the new tokens: float32 (B, Q, K, E)."""
+        """Attention of all new tokens, or of one per row, to the cache with the new tokens: float32 (B, Q, K, E).
+
+        Without a mask each of several new tokens sees the columns up to its own.
+        """
         size, _, groups, new, _ = query_BKGLE.shape
         end = self.length + new
+        if mask_BQT is None and picked_B is None and new > 1:
+            attended_BQKE = torch.empty(size, groups * new, self.heads, self.head_dim)
+            attention_kernels.attend(
+                query_BKGLE.numpy(), self.keys[index].numpy(), self.values[index].numpy(), self.length,
+                attended_BQKE.numpy(),
+            )  # fmt: skip
+            return attended_BQKE
         if picked_B is not None:
             rows_B = torch.arange(size)
             query_BKGLE = query_BKGLE[rows_B, :, :, picked_B]
