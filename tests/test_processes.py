@@ -96,6 +96,32 @@ def test_processes_that_work_together_have_a_limit() -> None:
         run_processes(sleep_for_ever, seconds=0)
 
 
+DIES = """
+import os, time, pytest
+
+@pytest.mark.parametrize("n", range({tests}))
+def test_it(n):
+    time.sleep(0.05)
+    if n == {dies_at}:
+        os._exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [0, 2, 3])
+def test_a_run_ends_when_a_worker_has_died(tmp_path: Path, dies_at: int) -> None:
+    for name in "abcd":
+        (tmp_path / f"test_{name}.py").write_text(DIES.format(tests=4, dies_at=-1))
+    (tmp_path / "test_z.py").write_text(DIES.format(tests=4, dies_at=dies_at))
+    plugins = ["-p", "crashed_workers", "-p", "no:langsmith_plugin", "-p", "no:cacheprovider", "-n", "2"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "--dist", "loadfile", "--no-loadscope-reorder"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = run([*command, str(tmp_path)], env=environment, cwd=tmp_path, check=False, seconds=60)
+    assert done.returncode == 1
+    assert "1 failed, 19 passed" in done.stdout
+    assert f"crashed while running 'test_z.py::test_it[{dies_at}]'" in done.stdout
+
+
 WITHOUT_A_LIMIT = {"join", "wait", "result", "get", "communicate"}  # when called without arguments
 WITH_A_TIMEOUT = {"urlopen", "create_connection", "HTTPConnection", "HTTPSConnection", "OpenAI"}
 IN_PROCESSES_ALONE = {"Popen", "spawn", "check_output", "check_call", "getoutput", "forkpty", "system"}

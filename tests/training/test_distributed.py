@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from processes import run, run_processes
 from safetensors.torch import load_file
 from tiny_grpo import some_pairs, write_recipe
+from torch.nn.parallel import DistributedDataParallel
 
 from search_r3.data.pairs import write_pairs
 from search_r3.errors import InputError
@@ -214,6 +216,37 @@ def test_two_then_one_then_three_processes_train_one_run(
     for processes, dies_at in ((2, 6), (1, 11), (3, None)):  # after the checkpoints of steps 5 and 10
         run_processes(in_some, free_port(), processes, stage, str(recipe), dies_at, processes=processes)
     assert_same_course(alone / f"{stage}-{name}" / "run", tmp_path / "run")
+
+
+def end_after_an_error(rank: int, folder: str) -> None:
+    """What DDP leaves behind is freed before its process group is, also where an error still holds it."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=1)
+    modules: list[weakref.ref[Any]] = []
+    left: list[bool] = []
+
+    def fail() -> None:
+        module = DistributedDataParallel(torch.nn.Linear(2, 2))
+        modules.append(weakref.ref(module))
+        raise RuntimeError("killed")
+
+    def destroy() -> None:
+        left.append(modules[0]() is not None)
+
+    def run_and_end() -> None:
+        try:
+            fail()
+        finally:
+            end_processes(failed=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "destroy_process_group", destroy)
+        with pytest.raises(RuntimeError, match="killed"):
+            run_and_end()
+    assert left == [False]
+
+
+def test_modules_are_freed_before_their_process_group(tmp_path: Path) -> None:
+    run_processes(end_after_an_error, str(tmp_path), processes=1)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -220,6 +220,7 @@ def test_gradients_arrive_through_ddp(checkpoint: Checkpoint, tmp_path: Path) ->
     try:
         module = DistributedDataParallel(policy)
         loss_of(module(parts(policy))).backward()
+        del module  # freed after its process group, it can wait for that group's threads forever
     finally:
         torch.distributed.destroy_process_group()
     for name, gradient in gradients(policy).items():

@@ -8,8 +8,11 @@ CPUs, with gloo.
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
+import sys
+import traceback
 from datetime import timedelta
 from typing import Any
 
@@ -90,7 +93,21 @@ def end_processes(failed: bool = False) -> None:
     """
     stop_watchdog(failed)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _free_modules()
         torch.distributed.destroy_process_group()
+
+
+def _free_modules() -> None:
+    """Free the DDP modules that the frames of an error hold, and what is in reference cycles.
+
+    Freed after its process group is destroyed, a module joins the group's threads with the GIL held, which one of these
+    may be waiting for: the process would never end.
+    """
+    error = sys.exception()
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
 
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin | None:
