@@ -263,7 +263,7 @@ def real_vectors(options: argparse.Namespace) -> np.ndarray:
     system, found = SearchR3System(model, "model", "off", max_length=256), []
     for name in options.data:
         folder = Path(name) if Path(name).is_dir() else Path(os.environ.get("SEARCH_R3_DATA", "."), name)
-        corpus = load_beir(folder, "test").corpus
+        corpus = load_beir(folder).corpus
         texts = {one: document.full_text for one, document in corpus.items()}
         found.append(system.document_rows(texts, EmbeddingCache())[0])
     return unit(np.concatenate(found)[:, : options.dimension])
