@@ -14,9 +14,9 @@ from search_r3.errors import InputError
 def data_query_normalizer(
     output: Annotated[Path, typer.Argument(help="The JSON file to write.")],
     corpus: Annotated[
-        list[str],
-        typer.Argument(metavar="CORPUS...", help="Data sets, names or BEIR folders, whose documents are read."),
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[CORPUS]...", help="Data sets, names or BEIR folders, whose documents are read."),
+    ] = None,
     pairs: Annotated[
         Path | None, typer.Option(readable=False, help="Training pairs, whose positives teach spelling as well.")
     ] = None,
@@ -27,6 +27,21 @@ def data_query_normalizer(
     wordnet: Annotated[
         bool, typer.Option("--wordnet", help="Add the names in WordNet (Debian: wordnet-base).")
     ] = False,
+    word_list: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text file of words that are no typos, one a line, each with its frequency behind it if known. "
+            "Repeatable.",
+        ),
+    ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Add the word lists to this query normalizer, or a checkpoint's, in place of documents.",
+        ),
+    ] = None,
     data: DataRoot = None,
     as_json: Json = False,
 ) -> None:
@@ -38,12 +53,25 @@ def data_query_normalizer(
 
     \b
     Example:  search-r3 data query-normalizer words.json hotpotqa scifact --wordnet
+              search-r3 data query-normalizer more.json --extend words.json --word-list names.txt
     Next:     search-r3 train average ADAPTER --query-normalizer words.json --into FOLDER
     """
-    from search_r3.data.normalizer_sources import learn_query_normalizer
+    from search_r3.data.normalizer_sources import extend_query_normalizer, learn_query_normalizer
+    from search_r3.model.query_normalizer import QueryNormalizer
 
     check_output(output)
-    made = learn_query_normalizer(corpus, pairs=pairs, kinds=kind or (), wordnet=wordnet, data_root=data)
+    if extend is not None:
+        if corpus or pairs or kind or wordnet:
+            raise InputError("--extend takes word lists alone (--word-list); leave out what documents are read from")
+        if not word_list:
+            raise InputError("--extend needs at least one --word-list")
+        made = extend_query_normalizer(QueryNormalizer.load(extend), word_list)
+    elif corpus:
+        made = learn_query_normalizer(
+            corpus, pairs=pairs, kinds=kind or (), wordnet=wordnet, word_lists=word_list or (), data_root=data
+        )
+    else:
+        raise InputError("name at least one CORPUS, or a query normalizer to --extend")
     made.save(output)
     cases, spelling = made.truecaser, made.spelling
     counts = {

@@ -125,6 +125,14 @@ def train_average_command(
         Path | None,
         typer.Option(help="A file made by data query-normalizer for the new adapter. With it, one adapter is enough."),
     ] = None,
+    reading_passages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10,
+            help="Passages that a search with the new adapter reads by default; one adapter is enough too.",
+        ),
+    ] = None,
     dev: Annotated[
         list[str] | None,
         typer.Option(help="Compare all on this dev pool, as a recipe's `dev` names it: cosqa. Repeatable."),
@@ -154,7 +162,7 @@ def train_average_command(
 
     shares = None if weights is None else _numbers(weights)
     pools = [dev_pool(name, data, queries, documents) for name in dict.fromkeys(dev or ())]
-    made = average_adapters(adapters, into, shares, rank, query_normalizer)
+    made = average_adapters(adapters, into, shares, rank, query_normalizer, reading_passages)
     systems = [*adapters, str(into)]
     figures = [_direct_figures(name, pools, max_length, device, dtype) for name in systems] if pools else []
     means = [sum(found.values()) / len(found) for found in figures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def learn_query_normalizer(
     pairs: str | Path | None = None,
     kinds: Sequence[str] = (),
     wordnet: bool = False,
+    word_lists: Sequence[str | Path] = (),
     data_root: str | Path | None = None,
 ) -> QueryNormalizer:
     """A query normalizer learned from documents.
@@ -31,9 +33,11 @@ def learn_query_normalizer(
             sources "debian:...") teach capitals too; identifiers and headings of others are in no usual case.
         kinds: see `pairs`.
         wordnet: add the names in WordNet.
+        word_lists: files for `extend_query_normalizer`.
 
     Raises:
-        InputError: a data set is unknown or damaged, no pair is of one of the kinds, or WordNet is not installed.
+        InputError: a data set or word list is unknown or damaged, no pair is of one of the kinds, or WordNet is not
+            installed.
     """
     sets = [load_beir(find_dataset(name, data_root)) for name in corpora]
     documents = [document for dataset in sets for document in dataset.corpus.values()]
@@ -47,7 +51,7 @@ def learn_query_normalizer(
             where = f"{pairs} has no pair" if pairs else "there are no training pairs, so none"
             raise InputError(f"{where} of kind {kind!r}; name a kind of the sources of a file of pairs")
         cased += found
-    return QueryNormalizer(
+    learned = QueryNormalizer(
         Truecaser.learn(cased, titles, names),
         SpellingCorrector.learn([*texts, *titles, *names, *(pair.positive for pair in read)]),
         [
@@ -57,3 +61,45 @@ def learn_query_normalizer(
             *(["names of wordnet"] if wordnet else []),
         ],
     )
+    return extend_query_normalizer(learned, word_lists)
+
+
+def extend_query_normalizer(normalizer: QueryNormalizer, word_lists: Sequence[str | Path]) -> QueryNormalizer:
+    """A query normalizer that leaves the words of lists alone too (`SpellingCorrector.with_words`).
+
+    Args:
+        word_lists: text files in UTF-8 of a word a line, with its frequency behind it if it is known, as in SymSpell's
+            frequency dictionaries. The frequencies of a list are compared with each other alone.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    spelling = normalizer.spelling
+    for path in word_lists:
+        spelling = spelling.with_words(read_word_list(path))
+    names = [f"words of {Path(path).name}" for path in word_lists]
+    return QueryNormalizer(normalizer.truecaser, spelling, [*normalizer.sources, *names])
+
+
+def read_word_list(path: str | Path) -> dict[str, float]:
+    """word -> frequency of a file for `extend_query_normalizer`; 0 where none is given.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    found: dict[str, float] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); name a text file in UTF-8, a word a line") from error
+    for number, line in enumerate(lines, 1):
+        word, _, rest = line.strip().replace("\t", " ").partition(" ")
+        try:
+            frequency = float(rest or 0)
+        except ValueError:
+            frequency = math.nan
+        if not 0 <= frequency < math.inf:
+            raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} is not a word and its frequency")
+        if word:
+            found[word] = frequency
+    return found

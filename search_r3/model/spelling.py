@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_lowercase
 from typing import Any
 
@@ -19,6 +19,12 @@ from search_r3.model.truecasing import CODE, MARKS, in_one_case
 
 LETTERS = 5
 """Minimum number of letters of a word that may be corrected: short ones have too many neighbors."""
+SHORT = 4
+"""The same for words with two letters swapped that make one of the `COMMON` most frequent words ("waht")."""
+COMMON = 500
+RATIO = 100
+"""A word of a word list is a misspelling if a correction of it is more than this many times as frequent in that list:
+lists that count what people write have "recieve" too."""
 SEEN = 5
 """Times that a word must be seen to be a correction; to be left alone, once is enough."""
 WORDS = 64
@@ -59,26 +65,49 @@ class SpellingCorrector:
             if CODE.search(token[0]):
                 continue
             for word in _WORD.finditer(query, token.start(), token.end()):
-                if word[0].islower() or word[0][1:].islower() or any_case:
-                    pieces += [query[at : word.start()], _in_case_of(word[0], self.corrected(word[0].lower()))]
-                    at = word.end()
+                typed, lowered = word[0], word[0].lower()
+                corrected = self.corrected(lowered)
+                if corrected == lowered or not (any_case or typed[1:].islower()):
+                    continue
+                pieces += [query[at : word.start()], _in_case_of(typed, corrected)]
+                at = word.end()
         return "".join([*pieces, query[at:]])
 
     def corrected(self, word: str) -> str:
         """The correction of a word of ASCII letters in lower case; the word itself if it is known, has fewer than
-        `LETTERS` or more than `LONGEST`, or has no neighbor. The first letter always stays.
+        `LETTERS` (but see `SHORT`) or more than `LONGEST`, or has no neighbor. The first letter always stays.
 
         Slips of the fingers come first: two letters swapped, one left out, one doubled, or a key beside the right one
         (Zhuang and Zuccon, arXiv 2204.00716). Then one vowel for another. Among these, the most frequent word. Other
         edits are left alone: they make new names ("uptimed", "websocketd") more often than typos.
         """
-        if not LETTERS <= len(word) <= LONGEST or word in self.rank or word in self.known:
+        if not SHORT <= len(word) <= LONGEST or word in self.rank or word in self.known:
             return word
+        return next(self._corrections(word), word)
+
+    def _corrections(self, word: str) -> Iterator[str]:
+        """What a word may be a misspelling of, known or not, the most likely first."""
+        if len(word) < LETTERS:
+            found = (swapped for swapped in _swaps(word) if self.rank.get(swapped, COMMON) < COMMON)
+            yield from sorted(found, key=self.rank.__getitem__)
+            return
         for neighbors in (_slips(word), _other_vowels(word)):
-            found = [neighbor for neighbor in neighbors if neighbor in self.rank]
-            if found:
-                return min(found, key=self.rank.__getitem__)
-        return word
+            yield from sorted({one for one in neighbors if one in self.rank}, key=self.rank.__getitem__)
+
+    def with_words(self, frequencies: Mapping[str, float]) -> SpellingCorrector:
+        """A corrector that knows the words of a list too, except those that are likely misspellings (`RATIO`).
+
+        Args:
+            frequencies: word -> how often it is seen, in any unit; 0 for a word that is known whatever the others are.
+        """
+        added = {word.lower(): frequency for word, frequency in frequencies.items() if _WORD.fullmatch(word)}
+
+        def is_misspelling(word: str) -> bool:
+            most = added[word] * RATIO
+            return most > 0 and any(added.get(one, 0) > most for one in self._corrections(word))
+
+        known = {word for word in added if len(word) >= SHORT and word not in self.rank and not is_misspelling(word)}
+        return SpellingCorrector(list(self.rank), self.known | known)
 
     @classmethod
     def learn(cls, texts: Iterable[str]) -> SpellingCorrector:
@@ -99,13 +128,17 @@ class SpellingCorrector:
         return cls(record["frequent"].split(), record["known"].split())
 
 
+def _swaps(word: str) -> Iterator[str]:
+    for i in range(1, len(word) - 1):
+        yield word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+
+
 def _slips(word: str) -> Iterator[str]:
+    yield from _swaps(word)
     for i in range(1, len(word)):
         left, right = word[:i], word[i:]
         if right[0] == left[-1]:
             yield left + right[1:]
-        if len(right) > 1:
-            yield left + right[1] + right[0] + right[2:]
         for letter in NEIGHBORS[right[0]]:
             yield left + letter + right[1:]
         for letter in ascii_lowercase:

@@ -35,7 +35,6 @@ MARKS = "\u00ad\u0300-\u036f"
 _RUN = rf"[^\W_]+(?:[{MARKS}]+[^\W_]*)*"
 _WORD_OF_QUERY = re.compile(rf"(?<![^\W_])(?<![{MARKS}])(?=[^\W_]*[^\W\d_]){_RUN}(?:['’]{_RUN})?")
 """The same with `MARKS` inside, which documents seldom have and people type on some machines."""
-_POSSESSIVES = ("'s", "’s")
 CODE = re.compile(r"[_\\/@#<>=*^|~`{}]|\w[.:(]+\w|\w\(|^--[^\W\d]")
 """What is in no word of prose, or begins an option ("--max-tokens"): such tokens keep their case."""
 _SENTENCE = re.compile(r"(?:\w\w\.|[!?])['\"’”)]?\s+['\"‘“(]?$")
@@ -66,22 +65,26 @@ class Truecaser:
         if not in_one_case(query):
             return query
         places = [match for token in _TOKEN.finditer(query) if not CODE.search(token[0]) for match in _words_in(token)]
-        lowered = [query[start:end].lower() for start, end in places]
+        lowered = [_key(query[start:end]) for start, end in places]
         pieces, at = [], 0
         for i, (start, end) in enumerate(places):
             left = lowered[i - 1] if i and _adjacent(query, places[i - 1][1], start) else ""
             right = lowered[i + 1] if i + 1 < len(places) and _adjacent(query, end, places[i + 1][0]) else ""
             spelled = self.spelling(lowered[i], left, right)
+            if len(spelled) != end - start:  # "İ" has two characters in lower case
+                continue
+            if "’" in query[start:end]:
+                spelled = spelled.replace("'", "’")
             begins = start == 0 or _SENTENCE.search(query, max(0, start - 10), start) is not None
             pieces += [query[at:start], spelled[:1].title() + spelled[1:] if begins else spelled]
             at = end
         return "".join([*pieces, query[at:]])
 
     def spelling(self, word: str, left: str = "", right: str = "") -> str:
-        """The case of a lower-case word between two others ("" for none); that of "khan's" is that of "khan" if nothing
-        else is known."""
+        """The case of a lower-case word between two others ("" for none), with straight apostrophes; that of "khan's" is
+        that of "khan" if nothing else is known."""
         spelled = self.after.get((left, word)) or self.before.get((word, right)) or self.words.get(word)
-        if spelled is None and word.endswith(_POSSESSIVES):
+        if spelled is None and word.endswith("'s"):
             return self.spelling(word[:-2], left) + word[-2:]
         return spelled or word
 
@@ -160,6 +163,11 @@ def in_one_case(query: str) -> bool:
     )
 
 
+def _key(word: str) -> str:
+    """A word as the tables have it: in lower case, its apostrophe straight."""
+    return word.lower().replace("’", "'")
+
+
 def _words_in(token: re.Match[str]) -> list[tuple[int, int]]:
     return [(token.start() + word.start(), token.start() + word.end()) for word in _WORD_OF_QUERY.finditer(token[0])]
 
@@ -193,14 +201,14 @@ class _Occurrence(NamedTuple):
 def _occurrences(text: str, is_prose: bool) -> Iterator[_Occurrence]:
     """The words of a text whose case is their own: of prose, not those that begin a sentence or a quotation."""
     found = list(_WORD.finditer(text))
-    lowered = [match[0].lower() for match in found]
+    lowered = [_key(match[0]) for match in found]
     between = [text[: found[0].start()]] if found else []
     between += [text[a.end() : b.start()] for a, b in itertools.pairwise(found)]
     begins = [is_prose and (i == 0 or _BREAKS.search(gap) is not None) for i, gap in enumerate(between)]
     adjacent = [i > 0 and not gap.strip() for i, gap in enumerate(between)] + [False]
-    capital = [match[0] != small for match, small in zip(found, lowered, strict=True)]
+    capital = [match[0].lower() != match[0] for match in found]
     for i, match in enumerate(found):
         if not begins[i]:
             named = (adjacent[i] and capital[i - 1] and not begins[i - 1]) or (adjacent[i + 1] and capital[i + 1])
             left, right = lowered[i - 1] if adjacent[i] else "", lowered[i + 1] if adjacent[i + 1] else ""
-            yield _Occurrence(match[0], lowered[i], left, right, capital[i] and named)
+            yield _Occurrence(match[0].replace("’", "'"), lowered[i], left, right, capital[i] and named)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from search_r3.cli.commands import app
-from search_r3.data.normalizer_sources import learn_query_normalizer
+from search_r3.data.normalizer_sources import learn_query_normalizer, read_word_list
 from search_r3.data.sources import dictionaries
 from search_r3.errors import InputError
 from search_r3.model.query_normalizer import QueryNormalizer
@@ -91,3 +91,43 @@ def test_positives_of_training_pairs_are_read_by_kind(dataset: Path, tmp_path: P
 def test_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         learn_query_normalizer(["nowhere"], data_root=tmp_path)
+
+
+def test_word_lists_are_known_words(dataset: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Solana 12\n\npolars\nuptimed\t3.5\n", encoding="utf-8")
+    output, more = tmp_path / "words.json", tmp_path / "more.json"
+    run = CliRunner().invoke
+    assert run(app, ["data", "query-normalizer", str(output), str(dataset), "--word-list", str(words)]).exit_code == 0
+    learned = QueryNormalizer.load(output)
+    assert {"solana", "polars", "uptimed"} <= learned.spelling.known
+    assert learned.sources[-1] == "words of words.txt"
+    words.write_text("canva\n")
+    command = ["data", "query-normalizer", str(more), "--extend", str(output), "--word-list", str(words)]
+    assert run(app, command).exit_code == 0
+    extended = QueryNormalizer.load(more)
+    assert extended.spelling.known == learned.spelling.known | {"canva"}
+    assert extended.truecaser.to_record() == learned.truecaser.to_record()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("one two three", r"line 1: 'one two three' is not a word"), ("a 1\nb -1", "line 2"), ("a nan", "line 1")],
+)
+def test_a_damaged_word_list_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_word_list(tmp_path / "words.txt")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_word_list(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "name at least one CORPUS"), (["--extend", "x.json"], "--extend needs"),
+     (["scifact", "--extend", "x.json", "--word-list", "w"], "--extend takes word lists alone")],
+)  # fmt: skip
+def test_what_is_read_must_be_named(options: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "query-normalizer", str(tmp_path / "words.json"), *options])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)

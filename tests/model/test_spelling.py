@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from search_r3.model.spelling import LETTERS, SEEN, WORDS, SpellingCorrector
+from search_r3.model.spelling import LETTERS, RATIO, SEEN, WORDS, SpellingCorrector
 
 SPELLING = SpellingCorrector(["python", "delete", "folder", "folded", "don't", "emperor"], ["polars", "pythons"])
 
@@ -28,6 +28,7 @@ def test_anything_else_stays(query: str) -> None:
 
 def test_words_keep_their_case() -> None:
     assert SPELLING("Pyhton is") == "Python is"
+    assert SPELLING("Python Folds The Folder of DeleTE Foldre") == "Python Folds The Folder of DeleTE Folder"
     assert SPELLING("DELETE THE FOLDRE NOW") == "DELETE THE FOLDER NOW"
 
 
@@ -37,6 +38,21 @@ def test_slips_of_the_fingers_come_before_other_vowels_and_then_frequent_words_b
     assert spelling.corrected("delti") == "delta"
     assert spelling.corrected("deltz") == "delta"
     assert spelling.corrected("foldee") == "folder"
+
+
+def test_short_words_are_corrected_by_a_swap_to_a_common_one_alone() -> None:
+    spelling = SpellingCorrector(["what", "with", *map(str, range(600)), "rare"])
+    typed = "waht wht whst wiht rrae raer awht"
+    assert spelling(typed) == "what wht whst with rrae raer awht"
+
+
+def test_words_of_a_list_are_known_unless_a_correction_is_far_more_frequent() -> None:
+    spelling = SPELLING.with_words({"Pyhton": 1, "pythn": 2, "python": RATIO * 2, "foldee": 0, "naïve": 1, "cat": 1})
+    assert spelling.corrected("pyhton") == "python"
+    assert spelling.corrected("pythn") == "pythn"
+    assert spelling.corrected("foldee") == "foldee"
+    assert spelling.known - SPELLING.known == {"pythn", "foldee"}
+    assert list(spelling.rank) == list(SPELLING.rank)
 
 
 def test_punctuation_and_spaces_stay() -> None:

@@ -89,6 +89,13 @@ class TestWords:
         assert Truecaser.learn(often)("buy an apple") == "Buy an apple"
         assert Truecaser.learn(often + ["an Apple"] * 2)("buy an apple") == "Buy an Apple"
 
+    def test_a_curly_apostrophe_is_a_straight_one_and_stays(self) -> None:
+        learned = Truecaser.learn(["who’s WHO’s, who's it: who's it", "of O’Neill"])
+        assert learned("who’s o'neill or o’neill") == "Who’s O'Neill or O’Neill"
+
+    def test_a_letter_that_is_two_in_lower_case_stays(self) -> None:
+        assert Truecaser.learn(["in Ankara"])("İZMİR VE ANKARA İLE") == "İZMİR ve Ankara İLE"
+
     @pytest.mark.parametrize(
         ("query", "expected"),
         [("who is it", True), ("WHO IS IT NOW", True), ("Who Is The King", True), ("Who is it", False),

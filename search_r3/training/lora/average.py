@@ -32,8 +32,10 @@ from search_r3.model.checkpoint import (
 )
 from search_r3.model.contract import Contract
 from search_r3.model.query_normalizer import QueryNormalizer
+from search_r3.model.reading import check_count
 from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.model.searchr3 import SearchR3
+from search_r3.prompts import Prompts
 from search_r3.training.lora.concatenation import CONFIG_FILE, A, B, read_settings, scale_of
 
 TOKEN_ROWS = "trainable_tokens_delta"
@@ -94,6 +96,7 @@ def average_adapters(
     weights: Sequence[float] | None = None,
     rank: int | None = None,
     query_normalizer: str | Path | None = None,
+    reading_passages: int | None = None,
 ) -> Averaged:
     """Write the average of adapters to the new folder `into`, with its contract and golden vectors.
 
@@ -108,12 +111,16 @@ def average_adapters(
         rank: of the average; by default the largest among the adapters.
         query_normalizer: the file of the average's query normalizer (`model.query_normalizer`); by default, it has
             that of the adapter whose contract it gets. With one, a single adapter is enough, which then only gets it.
+        reading_passages: how many passages a search with the average reads by default; by default as many as with the
+            adapter whose contract it gets. With it, a single adapter is enough as well.
 
     Raises:
-        InputError: fewer than two adapters; `into` exists; a weight or the rank is out of range; an adapter is damaged,
-            is not plain LoRA, or has another base, other layers or another contract than the first.
+        InputError: fewer than two adapters; `into` exists; a weight, the rank or the number of passages is out of
+            range; an adapter is damaged, is not plain LoRA, or has another base, other layers or another contract than
+            the first; passages are given for adapters that do not read.
     """
-    into, adapters = Path(into), read_adapters(names, at_least=2 if query_normalizer is None else 1)
+    changed = query_normalizer is not None or reading_passages is not None
+    into, adapters = Path(into), read_adapters(names, at_least=1 if changed else 2)
     if into.exists() or into.is_symlink():
         raise InputError(f"{into} exists already, and is not overwritten; choose a new folder")
     shares = _shares(weights, len(adapters))
@@ -129,6 +136,8 @@ def average_adapters(
     else:
         normalizer = QueryNormalizer.load(query_normalizer)
     contract = replace(first.contract, query_normalizer="" if normalizer is None else normalizer.hash)
+    if reading_passages is not None:
+        contract = replace(contract, prompts=_reads(contract.prompts, reading_passages))
     resolve(first.contract.base)  # before anything is computed: the golden vectors need it
     scale = scale_of(first.settings)
     if len(adapters) == 1 and rank == first.settings["r"]:
@@ -321,8 +330,21 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def _reads(prompts: Prompts, passages: int) -> Prompts:
+    """`prompts` with so many passages in the reading conversation. Raises InputError if they have none."""
+    check_count(passages, "reading_passages")
+    if prompts.reading is None or passages == 0:
+        raise InputError("reading_passages is for adapters that read passages, and at least 1; leave it out")
+    return replace(prompts, reading=replace(prompts.reading, passages=passages))
+
+
 def _record(adapters: Sequence[Adapter], shares: Sequence[float]) -> dict[str, Any]:
-    """What stands beside the contract: the origin, and the dimensions at which all may be truncated."""
+    """What stands beside the contract: the origin, and the dimensions at which all may be truncated.
+
+    A single adapter, whose weights stay, keeps its origin.
+    """
+    if len(adapters) == 1 and "average_of" in adapters[0].record:
+        return {name: adapters[0].record[name] for name in ("average_of", "dimensions") if name in adapters[0].record}
     common = set.intersection(*(set(adapter.record.get("dimensions", [])) for adapter in adapters))
     origin = [
         {"name": adapter.folder.resolve().name, "contract_hash": adapter.contract.hash, "weight": share}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.model import checkpoint as checkpoints
 from search_r3.model.resolve import weights_sha256
+from search_r3.prompts import with_reading
 from search_r3.training.lora.average import average_adapters, average_products, average_tensors
 
 TEXTS = ["How do I read a file?", "Aspirin lowers the risk of heart attack.", "x"]
@@ -34,6 +36,16 @@ def pair(tiny_model: Path, save_adapter: Callable[..., Path], tmp_path_factory: 
 def copied(pair: list[Path], tmp_path: Path) -> Path:
     """A copy of the second adapter, to be spoiled."""
     return Path(shutil.copytree(pair[1], tmp_path / "copied"))
+
+
+@pytest.fixture
+def tiny_reader(pair: list[Path], tmp_path: Path) -> Path:
+    """An adapter that reads four passages."""
+    loaded = checkpoints.load(pair[0], dtype=torch.float32, merge=False)
+    contract = replace(loaded.contract, prompts=with_reading(loaded.contract.prompts, 4, 8))
+    checkpoints.save_adapter(loaded.model, contract, tmp_path / "reader")
+    SearchR3.from_pretrained(tmp_path / "reader", device="cpu").write_golden(tmp_path / "reader")
+    return tmp_path / "reader"
 
 
 def factors(*ranks: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -100,6 +112,26 @@ def test_the_new_adapter_has_the_same_contract_with_weights_and_golden_vectors_o
     assert [one["contract_hash"] for one in record["average_of"]] == [model.contract_hash for model in models[:2]]
     assert json.loads((tmp_path / "soup" / "adapter_config.json").read_text())["r"] == 2
     assert models[2].encode_document(TEXTS).shape == (3, 32)
+
+
+def test_one_adapter_can_get_another_number_of_passages(tmp_path, pair, tiny_reader):
+    average_adapters([tiny_reader], tmp_path / "two", reading_passages=2)
+    before, after = (SearchR3.from_pretrained(folder, device="cpu") for folder in (tiny_reader, tmp_path / "two"))
+    assert after.reading == replace(before.reading, passages=2)
+    assert after.contract == replace(
+        before.contract, prompts=after.contract.prompts, adapter_weights=after.contract.adapter_weights
+    )
+    assert np.array_equal(after.encode_query(TEXTS), before.encode_query(TEXTS))
+    average_adapters([tmp_path / "two"], tmp_path / "three", reading_passages=3)
+    records = [checkpoints.read_record(tmp_path / name) or {} for name in ("two", "three")]
+    assert records[0]["average_of"] == records[1]["average_of"]
+    for adapter, passages, message in (
+        (tiny_reader, 11, "from 0 to 10"),
+        (tiny_reader, 0, "at least 1"),
+        (pair[0], 2, "for adapters that read passages"),
+    ):
+        with pytest.raises(InputError, match=message):
+            average_adapters([adapter], tmp_path / "none", reading_passages=passages)
 
 
 def test_an_adapter_and_its_copy_average_to_itself(pair, copied, tmp_path):
