@@ -81,7 +81,7 @@ class Truecaser:
         return "".join([*pieces, query[at:]])
 
     def spelling(self, word: str, left: str = "", right: str = "") -> str:
-        """The case of a lower-case word between two others ("" for none), with straight apostrophes; that of "khan's" is
+        """The case of a lower-case word between two others ("" for none), apostrophes straight; that of "khan's" is
         that of "khan" if nothing else is known."""
         spelled = self.after.get((left, word)) or self.before.get((word, right)) or self.words.get(word)
         if spelled is None and word.endswith("'s"):
