@@ -23,7 +23,8 @@ Ordered = tuple[Row, float, dict[str, int], dict[str, float]]  # row, score, ran
 
 @dataclass(frozen=True)
 class RowRanking:
-    """The options of a search that rank the rows for a vector; words are searched for those of `reasoning` too."""
+    """The options of a search that rank the rows for a vector; words are searched for those of `corrections` and of
+    `reasoning` too."""
 
     backend: IndexBackend
     query: str
@@ -32,8 +33,14 @@ class RowRanking:
     exact: bool
     chunks: bool
     fusion: HybridFusion
+    corrections: str = ""
     reasoning: str = ""
     _by_words: dict[int, Callable[[], list[Scored]]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """The query, with the corrections of its typos."""
+        return f"{self.query} {self.corrections}" if self.corrections else self.query
 
     def begin(self, k: int) -> None:
         """Start searching for the words of a hybrid search on object storage, while the query is embedded."""
@@ -69,7 +76,7 @@ class RowRanking:
         """A function that returns the rows for the words. They are the same whatever the vector is, so that a search
         that reads asks for them once; on object storage they are searched for at the same time as the vector."""
         if pool not in self._by_words:
-            words = without_stop_words(f"{self.query} {self.reasoning}" if self.reasoning else self.query)
+            words = without_stop_words(f"{self.words} {self.reasoning}" if self.reasoning else self.words)
 
             def search() -> list[Scored]:
                 return self.backend.search_text(words, pool, self.where)

@@ -23,7 +23,7 @@ from search_r3.index.backends.index_backend import IndexBackend, Row
 from search_r3.index.encoder_protocol import Encoder, ReadsReasoning
 from search_r3.index.results.explanation import Explanation, Found, explain
 from search_r3.index.results.markup import markup_of
-from search_r3.index.results.query_words import composed
+from search_r3.index.results.query_words import composed, corrections
 from search_r3.index.results.snippets import Snippet, make_snippet
 from search_r3.index.row_keys import CONTENT, METADATA
 from search_r3.index.row_ranking import Mode, RowRanking, text_of
@@ -139,7 +139,7 @@ class SearchResult:
 
     Attributes:
         normalized_query: what the model embedded in place of `query`, with typos corrected and case restored; None if
-            it embedded `query` itself, or nothing. Words are searched for as they are in `query`.
+            it embedded `query` itself, or nothing. Words are searched for as they are in `query`, and as corrected.
     """
 
     query: str
@@ -238,16 +238,17 @@ def run_search(
         if read:
             check_reading(model)
         thinking = _Thinking(reasoning, max_reasoning_tokens, reasoning_text)
+        normalized = _normalized(query, model)
+        ranking = replace(ranking, corrections=corrections(query, normalized or query))
         if not with_words:
             ranking.begin(k)
         embedded = _embed_query(ranking, model, thinking, read, hops)
-        normalized = _normalized(query, model)
     done_embedding = time.perf_counter()
     if with_words:
         ranking = ranking.with_reasoning("" if embedded is None or embedded.trace is None else embedded.trace.text)
     equal: dict[str, list[Row]] | None = {} if explained else None
     order = ranking.best(None if embedded is None else embedded.vector, k, equal)
-    snippets = [_snippet(row, query) for row, *_ in order]
+    snippets = [_snippet(row, ranking.words) for row, *_ in order]
     hits = [_hit(*found, snippet) for found, snippet in zip(order, snippets, strict=True)]
     trace = None if embedded is None else embedded.trace
     explanation = None

@@ -127,6 +127,19 @@ def test_what_is_embedded_in_place_of_the_query_is_told(index, model):
     assert index.search("lkaes on titan", model, mode="text").normalized_query is None
 
 
+def test_words_are_searched_for_as_typed_and_as_corrected(tmp_path, model):
+    documents = [SourceDocument("typed", "", "lkaes of ice"), SourceDocument("corrected", "", "lakes of ice")]
+    build_index(tmp_path / "i", [*documents, SourceDocument("other", "", "nothing of it")], model)
+    index = SearchIndex.open(tmp_path / "i")
+    model.normalize_query = lambda text: text.replace("lkaes", "Lakes")
+    hits = index.search("lkaes", model, reasoning=False).hits
+    assert {hit.id for hit in hits if "text" in hit.ranks} == {"typed", "corrected"}
+    assert {hit.id: hit.highlights for hit in hits} == {"typed": [(0, 5)], "corrected": [(0, 5)], "other": []}
+    model.normalize_query = lambda text: text.replace("lakes", "Lakes")
+    hits = index.search("lakes", model, reasoning=False).hits
+    assert {hit.id for hit in hits if "text" in hit.ranks} == {"corrected"}
+
+
 class Rule:
     """Reasons unless the best score stands far above the second; keeps the scores that it was shown."""
 

@@ -55,6 +55,12 @@ def is_stop_word(word: str, shouting: bool = False) -> bool:
     return word.lower() in STOP_WORDS and (shouting or len(word) == 1 or not word.isupper())
 
 
+def corrections(query: str, normalized: str) -> str:
+    """The words of a normalized query that the query as typed lacks in any case; "" if there are none."""
+    typed = {word.casefold() for word in WORD.findall(query)}
+    return " ".join(word for word in WORD.findall(normalized) if word.casefold() not in typed)
+
+
 def without_stop_words(query: str) -> str:
     """The query without English stop words; unchanged if it has no other words ("where not in", "The Who")."""
     shouting = query.isupper() and len(query.split()) >= SHOUTING_WORDS
