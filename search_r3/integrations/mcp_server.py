@@ -46,6 +46,9 @@ class SearchResults(BaseModel):
     """The result of a search."""
 
     query: str
+    corrected_query: str | None = Field(
+        description="The query with its typos corrected, if it had any: what was searched for."
+    )
     reasoning: str | None = Field(description="The reasoning that the search model read: yours, else its own.")
     read: list[str] = Field(
         description="The ids of the passages of a first search that the search model read; usually none."
@@ -180,6 +183,7 @@ class IndexServer(MCPServer):
                 raise ToolError(str(error)) from error
             return SearchResults(
                 query=result.query,
+                corrected_query=result.corrected_query,
                 reasoning=result.reasoning.text if result.reasoning else None,
                 read=[passage.id for passage in result.read],
                 passages=[_passage(rank, hit) for rank, hit in enumerate(result.hits, start=1)],

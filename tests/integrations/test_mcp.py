@@ -99,6 +99,22 @@ def test_an_agents_own_reasoning_takes_the_place_of_the_models(tiny_index: Path,
     assert asyncio.run(ask()) == ("iterate over open()", [hit.score for hit in expected.hits])
 
 
+def test_a_corrected_query_is_told(tiny_index: Path, tiny: SearchR3, monkeypatch: pytest.MonkeyPatch):
+    from search_r3.integrations.mcp_server import build_server
+
+    monkeypatch.setattr(tiny, "normalize_query", lambda text: text.replace("flie", "file"))
+    server = build_server(IndexSearcher(tiny_index, tiny), reasoning=False)
+
+    async def ask(query: str) -> str | None:
+        from mcp import Client
+
+        async with Client(server) as client:
+            return (await client.call_tool("search", {"query": query})).structured_content["corrected_query"]
+
+    assert asyncio.run(ask("a flie, line by line")) == "a file, line by line"
+    assert asyncio.run(ask("a file, line by line")) is None
+
+
 def test_the_server_reads_as_it_was_started_to_and_says_what(tiny_index: Path, reader: SearchR3, tiny: SearchR3):
     from search_r3.integrations.mcp_server import build_server
 
