@@ -209,10 +209,10 @@ def _update(kept: CachedIndex, model: SearchR3, watch: Stopwatch) -> None:
     with watch.part("index"), cache_written():
         kept.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            report = build_index(kept.folder, kept.source, model)
+            report = build_index(kept.folder, kept.source, model, progress=print_progress)
         except ModelMismatch:
             shutil.rmtree(kept.folder)
-            report = build_index(kept.folder, kept.source, model)
+            report = build_index(kept.folder, kept.source, model, progress=print_progress)
         kept.completed()
     if on_terminal():
         counts = ", ".join(f"{getattr(report, what):,} {what}" for what in ("added", "updated", "removed"))

@@ -260,6 +260,7 @@ def update_index(
         loaded = load_fast(name, device, dtype, engine)
         local: dict[str, Any] = {
             "commit_every": commit_every,
+            "progress": print_progress,
             "queries": sample_queries(documents),
             "backend": backend,
             "exchange": exchange,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -256,7 +256,7 @@ def update_documents(
     source: str | None = None,
     take_over: bool = True,
     prune: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[str], None] = True,
     max_length: int | None = None,
     commit_every: int | None = None,
     wait: float = 0.0,

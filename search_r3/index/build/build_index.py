@@ -6,7 +6,6 @@ does not grow with the corpus. Whatever was committed is kept: the next run reco
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,7 +46,7 @@ def build_index(
     batch_size: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     max_length: int | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[str], None] = True,
     prune: bool = True,
     commit_every: int | None = None,
     approximate_from: int | None = APPROXIMATE_FROM,
@@ -78,7 +77,8 @@ def build_index(
         batch_size: maximum number of texts per forward pass; None leaves it to `batch_tokens`.
         batch_tokens: maximum number of tokens per forward pass, including padding.
         max_length: maximum number of tokens of a chunk with its title; 512 by default. Longer text makes more chunks.
-        progress: show a progress line if stderr is a terminal.
+        progress: show a progress line if stderr is a terminal; a function gets such a line every 30 seconds if it is
+            none. False shows nothing.
         prune: remove documents of this source that `documents` no longer contains; False keeps them.
         commit_every: chunks per commit; a document is never split between commits. None commits every ten seconds (256
             to 8,192 chunks) and commits what is ready when a build is interrupted. With `ONE_COMMIT`, and without
@@ -141,7 +141,7 @@ def build_index(
         at_once = commit_every == ONE_COMMIT and (some_paths or not prune)
         build = BuildRun(location, lock, model, commit_every, report, at_once)
         diff = build.begin(documents, source, take_over, types, max_length, prune)
-        with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
+        with shown_progress(documents, progress) as shown:
             _run(build, diff, documents, shown, batch_tokens, batch_size)
         build.finish(diff, prune, may_prune, approximate_from, queries, maintain)
         diff.close()

@@ -1,10 +1,11 @@
-"""The progress of a build on a terminal: files of the total, chunks per second, and an estimate of the time left.
+"""The progress of a build: files of the total, chunks per second, and an estimate of the time left.
 
 Work is measured in bytes of a folder's files, or lines of a file of records, as chunks are not known in advance.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from search_r3.index.readers.path_source import Amount
 RECENT_BATCHES = 8
 """Batches that say which share of the remaining work has to be embedded."""
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR = 60, 3600
+LINE_SECONDS = 30
+"""Between two lines of progress where there is no terminal, as in the log of a job."""
 
 
 class BuildProgress:
@@ -116,25 +119,36 @@ def in_words(seconds: float) -> str:
 
 
 @contextmanager
-def shown_progress(documents: Any, enabled: bool) -> Iterator[BuildProgress]:
-    """Show the progress of indexing `documents` on stderr while the context lasts, if `enabled`.
+def shown_progress(documents: Any, progress: bool | Callable[[str], None]) -> Iterator[BuildProgress]:
+    """Show the progress of indexing `documents` on stderr while the context lasts, if it is a terminal.
 
     A source that can say how much it holds (`PathSource.measure`) is asked in a thread, as that reads folders.
+
+    Args:
+        progress: False shows nothing; a function gets a line every `LINE_SECONDS` where there is no terminal.
     """
-    if not enabled:
+    on_terminal = sys.stderr.isatty()
+    if progress is False or (progress is True and not on_terminal):
         yield BuildProgress()
+        return
+    found: list[Amount] = []
+
+    def measure() -> None:
+        with suppress(OSError):
+            found.append(documents.measure())
+
+    def total() -> Amount | None:
+        return found[0] if found else None
+
+    if hasattr(documents, "measure"):
+        threading.Thread(target=measure, name="measure", daemon=True).start()
+    if not on_terminal:
+        assert callable(progress)
+        yield BuildProgress(total, _in_lines(progress))
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    total: list[Amount] = []
-
-    def measure() -> None:
-        with suppress(OSError):
-            total.append(documents.measure())
-
-    if hasattr(documents, "measure"):
-        threading.Thread(target=measure, name="measure", daemon=True).start()
     columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
@@ -142,4 +156,18 @@ def shown_progress(documents: Any, enabled: bool) -> Iterator[BuildProgress]:
         def show(text: str, share: float | None) -> None:
             bar.update(task, description=text, total=None if share is None else 1.0, completed=share or 0.0)
 
-        yield BuildProgress(lambda: total[0] if total else None, show)
+        yield BuildProgress(total, show)
+
+
+def _in_lines(report: Callable[[str], None]) -> Callable[[str, float | None], None]:
+    """A `show` for `BuildProgress` that reports its text every `LINE_SECONDS`."""
+    last = time.monotonic()
+
+    def show(text: str, share: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            last = now
+            report(text)
+
+    return show

@@ -6,7 +6,6 @@ concerns. Here an index knows its sources only from its rows, and ids are the do
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -202,7 +201,7 @@ def build_portable(
     batch_tokens: int,
     batch_size: int | None = None,
     max_length: int | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[str], None] = True,
     prune: bool = True,
     commit_every: int | None = None,
     wait: float = 0.0,
@@ -220,7 +219,7 @@ def build_portable(
     started, began = time.perf_counter(), time.time()
     with kind.writing(location, make=True, wait=wait):
         build = PortableBuild(location, kind, model, max_length, (batch_tokens, batch_size), exchange)
-        with shown_progress(documents, progress and sys.stderr.isatty()) as shown:
+        with shown_progress(documents, progress) as shown:
             build.write(documents, source, take_over, commit_every or COMMIT_ROWS, shown)
         build.report.skipped = list(getattr(documents, "skipped", []))
         if prune:

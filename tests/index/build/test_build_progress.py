@@ -10,7 +10,8 @@ import pytest
 
 from search_r3 import SearchR3
 from search_r3.index import build_index
-from search_r3.index.build.build_progress import BuildProgress, in_words
+from search_r3.index.build import build_progress
+from search_r3.index.build.build_progress import LINE_SECONDS, BuildProgress, in_words, shown_progress
 from search_r3.index.build.embedding import prepare
 from search_r3.index.readers.path_source import Amount, open_source
 
@@ -135,3 +136,18 @@ def test_a_build_reports_every_batch(tmp_path: Path, model, monkeypatch: pytest.
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert shown[-1][0].startswith("7 of 7 files, 7 chunks embedded")
+
+
+def test_without_a_terminal_a_line_is_reported_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = [0.0], []
+    monkeypatch.setattr(build_progress.time, "monotonic", lambda: now[0])
+    with shown_progress([], lines.append) as progress:
+        for seconds in (10.0, LINE_SECONDS + 1.0, LINE_SECONDS + 5.0, 2 * LINE_SECONDS + 2.0):
+            now[0] = seconds
+            progress.begin_batch(Amount(1, 100), 10, 10)
+            progress.end_batch(1)
+    assert [line.split(",")[0] for line in lines] == ["1 documents", "3 documents"]
+    with shown_progress([], True) as progress:  # a library prints nothing
+        now[0] += 10 * LINE_SECONDS
+        progress.end_batch(1)
+    assert len(lines) == 2
