@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,9 @@ def test_files_that_contributing_names_are_there() -> None:
     text = read("CONTRIBUTING.md")
     named = set(re.findall(r"\]\(([\w./-]+)\)", text)) | set(re.findall(r"`((?:search_r3|tests|docs)/[\w./-]+)`", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_pytest_enters_every_folder_with_tests() -> None:
+    left_out = PROJECT["tool"]["pytest"]["ini_options"]["norecursedirs"]  # without it, "build" is among them
+    folders = {folder.name for path in (ROOT / "tests").rglob("test_*.py") for folder in path.relative_to(ROOT).parents}
+    assert [name for name in folders if any(fnmatch(name, pattern) for pattern in left_out)] == []

@@ -225,7 +225,10 @@ def test_an_emptied_source_is_removed_with_prune_and_otherwise_the_remedy_is_nam
     code, _, err = run(source)
     assert code == 2
     if kind != "csv":  # there the header is missed
-        assert f"nothing to index ({'it has no text' if kind == 'folder' else 'it has no records'}" in err
+        assert (
+            f"nothing to index ({'it has no files of a known format' if kind == 'folder' else 'it has no records'}"
+            in err
+        )
         assert f"to remove what the index has of it: search-r3 delete {path} --source {source}" in err
     assert len(SearchIndex.open(path)) == 3
     code, out, err = run(source, "--prune")
