@@ -12,7 +12,7 @@ from search_r3.data.pairs import read_pairs
 from search_r3.data.sources.dictionaries import wordnet_names
 from search_r3.errors import InputError
 from search_r3.model.query_normalizer import QueryNormalizer
-from search_r3.model.spelling import SpellingCorrector
+from search_r3.model.spelling import LONGEST, SHORT, SpellingCorrector, is_correctable
 from search_r3.model.truecasing import Truecaser
 
 
@@ -39,6 +39,7 @@ def learn_query_normalizer(
         InputError: a data set or word list is unknown or damaged, no pair is of one of the kinds, or WordNet is not
             installed.
     """
+    lists = [(path, read_word_list(path)) for path in word_lists]
     sets = [load_beir(find_dataset(name, data_root)) for name in corpora]
     documents = [document for dataset in sets for document in dataset.corpus.values()]
     texts, titles = [document.text for document in documents], [document.title for document in documents]
@@ -61,7 +62,7 @@ def learn_query_normalizer(
             *(["names of wordnet"] if wordnet else []),
         ],
     )
-    return extend_query_normalizer(learned, word_lists)
+    return _extended(learned, lists)
 
 
 def extend_query_normalizer(normalizer: QueryNormalizer, word_lists: Sequence[str | Path]) -> QueryNormalizer:
@@ -69,15 +70,20 @@ def extend_query_normalizer(normalizer: QueryNormalizer, word_lists: Sequence[st
 
     Args:
         word_lists: text files in UTF-8 of a word a line, with its frequency behind it if it is known, as in SymSpell's
-            frequency dictionaries. The frequencies of a list are compared with each other alone.
+            frequency dictionaries; those of a word that comes twice are added up. The frequencies of a list are
+            compared with each other alone.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or has no word that could be corrected.
     """
+    return _extended(normalizer, [(path, read_word_list(path)) for path in word_lists])
+
+
+def _extended(normalizer: QueryNormalizer, lists: Sequence[tuple[str | Path, dict[str, float]]]) -> QueryNormalizer:
     spelling = normalizer.spelling
-    for path in word_lists:
-        spelling = spelling.with_words(read_word_list(path))
-    names = [f"words of {Path(path).name}" for path in word_lists]
+    for _, words in lists:
+        spelling = spelling.with_words(words)
+    names = [f"words of {Path(path).name}" for path, _ in lists]
     return QueryNormalizer(normalizer.truecaser, spelling, [*normalizer.sources, *names])
 
 
@@ -85,7 +91,7 @@ def read_word_list(path: str | Path) -> dict[str, float]:
     """word -> frequency of a file for `extend_query_normalizer`; 0 where none is given.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or has no word that could be corrected.
     """
     found: dict[str, float] = {}
     try:
@@ -101,5 +107,10 @@ def read_word_list(path: str | Path) -> dict[str, float]:
         if not 0 <= frequency < math.inf:
             raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} is not a word and its frequency")
         if word:
-            found[word] = frequency
+            found[word] = found.get(word, 0) + frequency
+    if not any(map(is_correctable, found)):
+        raise InputError(
+            f"{path} has no word of {SHORT} to {LONGEST} letters from a to z; expected a word a line, and its "
+            "frequency behind a space or tab, not a comma"
+        )
     return found

@@ -99,14 +99,19 @@ class SpellingCorrector:
 
         Args:
             frequencies: word -> how often it is seen, in any unit; 0 for a word that is known whatever the others are.
+                Its spellings with other capitals count together, and words that are never corrected do not count
+                (`is_correctable`).
         """
-        added = {word.lower(): frequency for word, frequency in frequencies.items() if _WORD.fullmatch(word)}
+        added: dict[str, float] = {}
+        for word, frequency in frequencies.items():
+            if is_correctable(word):
+                added[word.lower()] = added.get(word.lower(), 0) + frequency
 
         def is_misspelling(word: str) -> bool:
             most = added[word] * RATIO
             return most > 0 and any(added.get(one, 0) > most for one in self._corrections(word))
 
-        known = {word for word in added if len(word) >= SHORT and word not in self.rank and not is_misspelling(word)}
+        known = {word for word in added if word not in self.rank and not is_misspelling(word)}
         return SpellingCorrector(list(self.rank), self.known | known)
 
     @classmethod
@@ -126,6 +131,11 @@ class SpellingCorrector:
     def from_record(cls, record: dict[str, Any]) -> SpellingCorrector:
         """What `to_record` gave. Raises KeyError or AttributeError if it is damaged."""
         return cls(record["frequent"].split(), record["known"].split())
+
+
+def is_correctable(word: str) -> bool:
+    """Whether a word is of such letters, and so many, that a corrector may change it if it does not know it."""
+    return SHORT <= len(word) <= LONGEST and word.isascii() and word.isalpha()
 
 
 def _swaps(word: str) -> Iterator[str]:

@@ -112,14 +112,25 @@ def test_word_lists_are_known_words(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("one two three", r"line 1: 'one two three' is not a word"), ("a 1\nb -1", "line 2"), ("a nan", "line 1")],
-)
+    [("one two three", r"line 1: 'one two three' is not a word"), ("a 1\nb -1", "line 2"), ("a nan", "line 1"),
+     ("", "no word of 4 to 45 letters"), ("python,3\npolars,2\n", "not a comma"), ("\0\0\0\0", "no word")],
+)  # fmt: skip
 def test_a_damaged_word_list_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text(text)
     with pytest.raises(InputError, match=message):
         read_word_list(tmp_path / "words.txt")
     with pytest.raises(InputError, match="cannot be read"):
         read_word_list(tmp_path / "missing.txt")
+
+
+def test_words_that_come_twice_are_counted_together_whatever_the_system_that_wrote_the_list(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfpython 3\r\npolars\r\n\r\npython\t4 \r\n")
+    assert read_word_list(tmp_path / "words.txt") == {"python": 7, "polars": 0}
+
+
+def test_a_word_list_is_read_before_documents(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"missing\.txt"):
+        learn_query_normalizer(["nowhere"], word_lists=[tmp_path / "missing.txt"], data_root=tmp_path)
 
 
 @pytest.mark.parametrize(

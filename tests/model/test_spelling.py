@@ -55,6 +55,17 @@ def test_words_of_a_list_are_known_unless_a_correction_is_far_more_frequent() ->
     assert list(spelling.rank) == list(SPELLING.rank)
 
 
+def test_the_frequencies_of_a_words_spellings_in_a_list_are_added_up() -> None:
+    spelling = SPELLING.with_words({"Python": RATIO, "pyhton": 1, "PYTHON": 1, "python": 0})
+    assert spelling.corrected("pyhton") == "python"
+
+
+def test_a_word_of_a_list_that_is_too_long_to_be_corrected_takes_no_time() -> None:
+    started = time.thread_time()
+    assert SPELLING.with_words({"a" * 30_000: 1.0}).known == SPELLING.known
+    assert time.thread_time() - started < 1
+
+
 def test_punctuation_and_spaces_stay() -> None:
     assert SPELLING("  'delte'\tfoldr-emperro?\n") == "  'delete'\tfolder-emperor?\n"
 
