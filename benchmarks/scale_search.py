@@ -7,12 +7,13 @@ until they are there, the defaults say what they rest on. The model that embeds 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from scale_plan import GB, HOUR, Plan, table
+from scipy.optimize import nnls
 
 from search_r3.errors import InputError
 
@@ -28,15 +29,18 @@ class SearchPlan:
     probe_share: float = 0.36
     """Share of the partitions that a search of a million rows compares, for a recall@10 of 0.98. Measured."""
     probe_exponent: float = 0.0
-    """It falls as rows to this power. 0 is the worst case: not measured yet (`capacity.py`)."""
+    """It falls as rows to this power. Assumed: 0 is the worst case."""
     refine: float = 4.0
     """Candidates compared exactly, for each result. Measured (index.json)."""
     scan_ns_byte: float = 1.5
     """CPU time per byte of codes. From index.json: 22 ms on two cores for 360,000 codes of 80 bytes."""
-    exact_ns_byte: float = 0.26
-    """CPU time per byte of vectors compared exactly, 30 ms on two cores for 100,000 of 576 dimensions. Measured."""
+    memory_ns_byte: float = 0.26
+    """CPU time per byte of vectors in memory: centers, and all of a FLAT index. Measured: 30 ms on two cores for
+    100,000 of 576 dimensions."""
+    page_us: float = 10.0
+    """CPU time for each 4 KiB of a candidate's vector that is read. Assumed."""
     words_ns_row: float = 10.0
-    """CPU time of the search by words, per row of the index. Assumed (`capacity.py` measures it)."""
+    """CPU time of the search by words, per row of the index. Assumed."""
     fixed_ms: float = 5.0
     """CPU time of a search that depends on no number of rows. Assumed."""
     cores: float = 16.0
@@ -110,6 +114,21 @@ class Costs:
         return search.cores * search.busy_share / self.cpu_seconds
 
 
+def vector_pages(search: SearchPlan, dimension: float) -> float:
+    """Parts of 4 KiB that the candidates' vectors are read in."""
+    return search.refine * CANDIDATES * math.ceil(4 * dimension / PAGE)
+
+
+def search_seconds(search: SearchPlan, dimension: float, rows: float, part: float) -> float:
+    """CPU time of a hybrid search that compares the codes of a share `part` of the partitions."""
+    nanoseconds = (
+        search.scan_ns_byte * rows * code_bytes(dimension) * part
+        + search.memory_ns_byte * 4 * dimension * partitions(rows)
+        + search.words_ns_row * rows
+    )
+    return (search.fixed_ms + search.page_us * vector_pages(search, dimension) / 1e3) / 1e3 + nanoseconds / 1e9
+
+
 def words_bytes(plan: Plan, rows: float) -> float:
     """Of the full-text index."""
     return plan.index_share * plan.text_bytes * rows
@@ -120,22 +139,18 @@ def approximate_costs(plan: Plan, search: SearchPlan, rows: float) -> Costs:
 
     Each candidate that is compared exactly is a read of its vector, each result one of its row for each of two lists.
     """
-    dimension, exactly = plan.sizes.hidden, search.refine * CANDIDATES
+    dimension, candidates = plan.sizes.hidden, search.refine * CANDIDATES
     centers, codes = partitions(rows) * 4 * dimension, rows * code_bytes(dimension)
-    nanoseconds = (
-        search.scan_ns_byte * codes * share(rows, search)
-        + search.exact_ns_byte * (centers + exactly * 4 * dimension)
-        + search.words_ns_row * rows
-    )
     memory = codes + centers + words_bytes(plan, rows)
-    pages = exactly * math.ceil(4 * dimension / PAGE) + 2 * CANDIDATES
-    return Costs(search.fixed_ms / 1e3 + nanoseconds / 1e9, memory, exactly + 2 * CANDIDATES, pages)
+    pages = vector_pages(search, dimension) + 2 * CANDIDATES
+    seconds = search_seconds(search, dimension, rows, share(rows, search))
+    return Costs(seconds, memory, candidates + 2 * CANDIDATES, pages)
 
 
 def exact_costs(plan: Plan, search: SearchPlan, rows: float) -> Costs:
     """A hybrid search that compares all vectors, which have to be in memory."""
     vectors = 4 * plan.sizes.hidden * rows
-    nanoseconds = search.exact_ns_byte * vectors + search.words_ns_row * rows
+    nanoseconds = search.memory_ns_byte * vectors + search.words_ns_row * rows
     memory = vectors + words_bytes(plan, rows)
     return Costs(search.fixed_ms / 1e3 + nanoseconds / 1e9, memory, 2 * CANDIDATES, 2 * CANDIDATES)
 
@@ -209,33 +224,77 @@ def building_bytes(plan: Plan, search: SearchPlan) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------------------------ measured
 
+MEASURED = (
+    "probe_share", "probe_exponent", "refine", "scan_ns_byte", "page_us", "words_ns_row", "fixed_ms",
+)  # fmt: skip
+"""Parameters that `fitted` takes from capacity.json."""
+
 
 def fitted(figures: Mapping[str, Any], search: SearchPlan | None = None) -> SearchPlan:
     """`search` with the parameters that capacity.json has measured.
 
-    The share of partitions is interpolated for the goal, on a logarithmic scale, and fitted to rows by a power law;
-    CPU time to bytes by a straight line (least squares, not below 0).
+    The share of partitions is interpolated for the goal, on a logarithmic scale, with the least `refine` that reaches
+    it at every number of rows, and fitted to rows by a power law; CPU time to bytes of codes, pages of vectors and rows
+    linearly (least squares of the relative error, not below 0).
     """
     search, goal, dimension = search or SearchPlan(), figures["goal"], figures["dimension"]
     rows = sorted(map(int, figures["by_rows"]))
     found = [figures["by_rows"][str(count)]["search"] for count in rows]
-    needed = [share_for(one["approximate"], goal) for one in found]
+    needed: list[float | None] = []
+    for refine in sorted({one["refine"] for each in found for one in each["approximate"]}):
+        needed = [share_for(with_refine(one["approximate"], refine), goal) for one in found]
+        search = replace(search, refine=float(refine))
+        if None not in needed:
+            break
     points = [(math.log(count / MILLION), math.log(part)) for count, part in zip(rows, needed, strict=True) if part]
     changed: dict[str, float] = {}
     if len(points) > 1:
         slope, level = np.polyfit(*zip(*points, strict=True), 1)
         changed |= {"probe_share": min(1.0, float(np.exp(level))), "probe_exponent": max(0.0, -float(slope))}
-    scanned = [
-        (count * one["share"] * code_bytes(dimension), one["cpu_ms"])
-        for count, each in zip(rows, found, strict=True)
-        for one in each["approximate"]
-    ]
-    slope, level = _line(scanned)
-    changed |= {"scan_ns_byte": slope * 1e6}
-    words, words_fixed = _line([(count, one["words"]["cpu_ms"]) for count, one in zip(rows, found, strict=True)])
-    changed |= {"words_ns_row": words * 1e6, "fixed_ms": level + words_fixed}
-    changed["exact_ns_byte"] = found[-1]["exact"]["cpu_ms"] * 1e6 / (rows[-1] * 4 * dimension)
+    scanned = []
+    for count, each in zip(rows, found, strict=True):
+        centers = search.memory_ns_byte * 4 * dimension * partitions(count) / 1e6
+        for one in each["approximate"]:
+            pages = vector_pages(replace(search, refine=float(one["refine"])), dimension)
+            scanned.append((count * one["share"] * code_bytes(dimension), pages, 1.0, one["cpu_ms"] - centers))
+    scan, page, fixed = _linear(scanned)
+    words, words_fixed = _linear([(count, 1.0, one["words"]["cpu_ms"]) for count, one in zip(rows, found, strict=True)])
+    changed |= {"scan_ns_byte": scan * 1e6, "page_us": page * 1e3, "words_ns_row": words * 1e6}
+    changed["fixed_ms"] = fixed + words_fixed
     return replace(search, **{name: float(f"{max(value, 1e-6):.3g}") for name, value in changed.items()})
+
+
+def with_refine(tried: list[dict[str, float]], refine: float) -> list[dict[str, float]]:
+    """Those that were searched with this many candidates for each result."""
+    return [one for one in tried if one["refine"] == refine]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A hybrid search that was measured, and what the formula says of it: milliseconds of CPU time."""
+
+    rows: int
+    share: float
+    recall: float
+    measured_ms: float
+    formula_ms: float
+
+    @property
+    def off(self) -> float:
+        """By how much the formula is too high; below 0, too low."""
+        return self.formula_ms / self.measured_ms - 1
+
+
+def comparisons(figures: Mapping[str, Any], search: SearchPlan) -> list[Comparison]:
+    """Every share of partitions that was searched with `search.refine`, and the search by words beside it."""
+    found = []
+    for rows in sorted(map(int, figures["by_rows"])):
+        each = figures["by_rows"][str(rows)]["search"]
+        for one in with_refine(each["approximate"], search.refine):
+            measured = one["cpu_ms"] + each["words"]["cpu_ms"]
+            formula = search_seconds(search, figures["dimension"], rows, one["share"]) * 1e3
+            found.append(Comparison(rows, one["share"], one["recall_at_10"], measured, formula))
+    return found
 
 
 def share_for(tried: list[dict[str, float]], goal: float) -> float | None:
@@ -252,12 +311,9 @@ def share_for(tried: list[dict[str, float]], goal: float) -> float | None:
     return best
 
 
-def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and level of the line nearest to the points, neither below 0."""
-    x, y = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    if len(set(x)) < 2:
-        return float(y.mean() / x.mean()), 0.0
-    slope, level = np.polyfit(x, y, 1)
-    if level < 0:
-        return float((x @ y) / (x @ x)), 0.0
-    return max(0.0, float(slope)), float(level)
+def _linear(points: Sequence[Sequence[float]]) -> list[float]:
+    """The factors, none below 0, with which all but the last number of each point add up to the last."""
+    matrix = np.array(points, dtype=float)
+    known, wanted = matrix[:, :-1] / matrix[:, -1:], np.ones(len(matrix))
+    size = np.abs(known).max(axis=0)
+    return list(nnls(known / size, wanted)[0] / size)

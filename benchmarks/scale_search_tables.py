@@ -9,12 +9,14 @@ from typing import Any
 
 from scale_plan import GB, TB, Plan
 from scale_search import (
+    MEASURED,
     MILLION,
     PAGE,
     Costs,
     SearchPlan,
     approximate_costs,
     building_bytes,
+    comparisons,
     machines,
     milvus_costs,
     share,
@@ -50,12 +52,16 @@ def search_blocks(plan: Plan, search: SearchPlan, told: Mapping[str, str], measu
         told: the parameters of `SearchPlan`, with what they are.
         measured: the figures of capacity.json, if they are there.
     """
+    if measured is not None:
+        source = "Measured ([capacity.json](../results/benchmarks/capacity.json))."
+        told = dict(told) | {name: f"{told[name].partition('. ')[0].rstrip('.')}. {source}" for name in MEASURED}
     rows = [(f"`{field.name}`", f"{getattr(search, field.name):,.10g}", told[field.name]) for field in fields(search)]
     return {
         "searching": _searching_table(plan, search),
         "machines": _machines_table(plan, search),
         "building": _building_table(plan, search),
         "searched": _searched_table(measured),
+        "fit": _fit_table(measured, search),
         "search_assumptions": markdown(("parameter", "value", "what it is"), rows),
     }
 
@@ -129,6 +135,21 @@ def _building_table(plan: Plan, search: SearchPlan) -> str:
     return markdown(
         ("what", "bytes"), [*lines, ("**at the peak**", f"**{bytes_text(found['most'])}** ({ratio:.2f} tables)")]
     )
+
+
+def _fit_table(measured: Any | None, search: SearchPlan) -> str:
+    """Measured searches beside the formula."""
+    head = ("rows", "share of partitions", "recall@10", "CPU ms, measured", "by the formula", "off")
+    if measured is None:
+        return markdown(head, [("not measured yet", *[""] * (len(head) - 1))])
+    lines = [
+        (
+            f"{one.rows:,}", f"{one.share:.3g}", f"{one.recall:.3f}", f"{one.measured_ms:,.1f}",
+            f"{one.formula_ms:,.1f}", f"{one.off:+.0%}",
+        )
+        for one in comparisons(measured, search)
+    ]  # fmt: skip
+    return markdown(head, lines)
 
 
 def _searched_table(measured: Any | None) -> str:

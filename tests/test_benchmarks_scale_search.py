@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import scale_search  # noqa: E402
 from scale_plan import Plan  # noqa: E402
-from scale_search import SearchPlan, fitted, machines, share, share_for  # noqa: E402
+from scale_search import SearchPlan, comparisons, fitted, machines, share, share_for  # noqa: E402
 
 PLAN, SEARCH = Plan(), SearchPlan()
 
@@ -40,11 +40,10 @@ def test_a_row_of_the_page_is_what_its_assumptions_give():
     rows, width = 1e8, 3584
     part = given("probe_share") * 100 ** -given("probe_exponent")
     codes, centers = rows * (width / 8 + 8), 10_000 * width * 4
-    again = given("refine") * 20
-    cpu = given("fixed_ms") / 1e3 + 1e-9 * (
-        given("scan_ns_byte") * part * codes
-        + given("exact_ns_byte") * (centers + again * width * 4)
-        + given("words_ns_row") * rows
+    pages = given("refine") * 20 * 4  # 14,336 bytes of a vector are four of 4,096
+    cpu = given("fixed_ms") / 1e3 + given("page_us") * pages / 1e6
+    cpu += 1e-9 * (
+        given("scan_ns_byte") * part * codes + given("memory_ns_byte") * centers + given("words_ns_row") * rows
     )
     a_second = given("cores") * given("busy_share") / cpu
     memory = codes + centers + rows * given("text_bytes") * given("index_share")
@@ -90,21 +89,25 @@ def test_a_build_needs_room_for_the_old_rows_and_for_the_kept_parts():
 
 
 def made_figures(rows: list[int], dimension: int = 128) -> dict:
-    """As capacity.json, from known parameters: 3 ns a byte, a share of 0.1 at a million, falling as the fourth root."""
+    """As capacity.json, from known parameters: 3 ns a byte, 10 us a page, a share of 0.1 at a million, falling as the
+    fourth root."""
     by_rows = {}
     for count in rows:
         needed = 0.1 * (count / 1e6) ** -0.25
         tried = [
             {
-                "share": part,
-                "refine": 4,
-                "cpu_ms": 2 + 3e-6 * part * count * (dimension / 8 + 8),
+                "share": part * 4 / refine,
+                "refine": refine,
+                "cpu_ms": 2
+                + 3e-6 * part * 4 / refine * count * (dimension / 8 + 8)
+                + 0.01 * 20 * refine
+                + 0.26e-6 * 4 * dimension * round(count**0.5),
                 "recall_at_10": 0.98 + 0.01 * math.log2(part / needed),
             }
+            for refine in (4, 16)
             for part in (needed / 4, needed / 2, needed * 2)
         ]
-        words, exact = {"cpu_ms": 1 + 5e-6 * count}, {"cpu_ms": 0.5e-6 * count * 4 * dimension}
-        by_rows[str(count)] = {"search": {"approximate": tried, "words": words, "exact": exact}}
+        by_rows[str(count)] = {"search": {"approximate": tried, "words": {"cpu_ms": 1 + 5e-6 * count}}}
     return {"goal": 0.98, "dimension": dimension, "by_rows": by_rows}
 
 
@@ -114,9 +117,29 @@ def test_the_parameters_behind_measurements_are_found_again():
     assert found.probe_exponent == pytest.approx(0.25, rel=0.01)
     assert found.scan_ns_byte == pytest.approx(3, rel=0.01)
     assert found.words_ns_row == pytest.approx(5, rel=0.01)
-    assert found.exact_ns_byte == pytest.approx(0.5, rel=0.01)
+    assert found.page_us == pytest.approx(10, rel=0.01)
+    assert found.refine == 4
     assert found.fixed_ms == pytest.approx(3, rel=0.01)
     assert found.cores == SEARCH.cores
+
+
+def test_the_formula_gives_what_it_was_fitted_to():
+    figures = made_figures([1_000_000, 3_000_000, 10_000_000])
+    found = comparisons(figures, fitted(figures))
+    assert len(found) == 9
+    assert all(abs(one.off) < 0.01 for one in found), found
+    for one in figures["by_rows"]["3000000"]["search"]["approximate"]:
+        one["cpu_ms"] *= 3
+    worse = [one for one in comparisons(figures, fitted(figures)) if one.rows == 3_000_000]
+    assert max(abs(one.off) for one in worse) > 0.1
+
+
+def test_refining_more_is_assumed_only_where_less_does_not_reach_the_goal():
+    figures = made_figures([1_000_000, 10_000_000])
+    assert fitted(figures).refine == 4
+    for one in figures["by_rows"]["10000000"]["search"]["approximate"]:
+        one["recall_at_10"] -= 0.05 * (one["refine"] == 4)
+    assert fitted(figures).refine == 16
 
 
 def test_the_share_for_a_recall_is_between_two_that_were_measured():
