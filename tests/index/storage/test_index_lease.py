@@ -14,6 +14,7 @@ import pytest
 from google_storage import google_storage
 from nightly import nightly
 from processes import start
+from storage_faults import storage
 
 from search_r3.cli import main
 from search_r3.index import SearchIndex, SourceDocument, build_index, open_source, update_documents
@@ -130,6 +131,28 @@ def test_a_write_whose_answer_was_lost_still_counts(place):
         lease.check()
     lease.release()
     assert Lease(place)._read()[0].released
+
+
+def test_a_lease_is_written_by_single_puts_which_a_stale_version_does_not_pass(s3, s3_server, place):
+    """moto completes an upload of several parts whatever its condition: a lease must never be one."""
+    with storage(s3_server) as watched:
+        s3.setenv("AWS_ENDPOINT_URL", watched.url)
+        lease = Lease(Remote(str(place)), seconds=0.6)
+        lease.acquire()
+        stale, until = lease._version, time.monotonic() + 20
+        while lease._version == stale and time.monotonic() < until:  # it is renewed
+            time.sleep(0.05)
+        lease.check()
+        thief = Lease(Remote(str(place)))
+        assert not thief._put(thief._content(), stale)
+        assert not thief._put(thief._content(), "create")
+        lease.check()
+        lease.release()
+    writes = [line for line in watched.requests if not line.startswith(("GET", "HEAD"))]
+    leases_written = [line for line in writes if "/.writer.json" in line]
+    assert len(leases_written) >= 5
+    assert all(line.startswith("PUT ") and "?" not in line for line in leases_written), leases_written
+    assert not any("uploads" in line or "partNumber" in line for line in writes)
 
 
 def test_google_cloud_which_compares_generations(model):
