@@ -70,7 +70,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="bm25, all-minilm-l6-v2, st:MODEL (sentence-transformers), endpoint:MODEL@URL (OpenAI-compatible), a "
-            "YAML file that describes either, or a SearchR3 model; LABEL=SPEC names it. Repeatable."
+            "YAML file that describes either, a SearchR3 model, or index:PLACE, an index of the data set's documents; "
+            "LABEL=SPEC names it. Repeatable."
         ),
     ] = None,
     mode: Annotated[

@@ -26,12 +26,22 @@ from search_r3.evaluation.baselines.external_models import CostApproval
 from search_r3.evaluation.embedding_cache import EmbeddingCache, content_hash
 from search_r3.evaluation.given_reasoning import FILE as REASONING_FILE
 from search_r3.evaluation.given_reasoning import WRITTEN, GivenReasoning, check_reasoning_files
+from search_r3.evaluation.index_system import is_index_spec, open_index_systems
 from search_r3.evaluation.measures import measure_run
 from search_r3.evaluation.provenance import provenance
 from search_r3.evaluation.records import MAX_LISTED, SMALL, finished_record, ignored_ids, unjudged_copies
 from search_r3.evaluation.remarks import progress_line
 from search_r3.evaluation.runs import drop_identical_ids, write_jsonl_gzip, write_run
-from search_r3.evaluation.systems import MODES, Answers, SearchR3System, System, check_modes, check_spec, open_systems
+from search_r3.evaluation.systems import (
+    MODES,
+    Answers,
+    SearchR3System,
+    System,
+    check_modes,
+    check_spec,
+    open_systems,
+    split_label,
+)
 from search_r3.evaluation.variant_system import VariantSystem, refuse_variant_name
 from search_r3.files import atomic_write_text, sha256_of
 from search_r3.hints import refuse_unknown
@@ -105,7 +115,7 @@ def evaluate(
     Args:
         datasets: names under the data root, or BEIR folders; "NAME.small" is the fixed sub-corpus of 500 documents,
             "nanobeir" all parts of NanoBEIR.
-        systems: see `systems.open_systems`.
+        systems: see `systems.open_systems`; also indexes (see `index_system`).
         output: the folder that holds `runs/` and `metrics/`.
         split: judgments to use; None takes "test", or "dev" where that is the data set's public test (hotpotqa).
         modes: reasoning "off", "on", "latent" or "given" (which skips data sets without `reasoning.jsonl`), or one of
@@ -140,7 +150,7 @@ def evaluate(
     specs, available = [], []
     for spec in systems:
         with _reporting(failed, spec, None):
-            check_spec(spec)
+            _check(spec)
             specs.append(spec)
     for name in datasets:
         with _reporting(failed, None, name):
@@ -158,17 +168,16 @@ def evaluate(
     for spec in specs:
         opened: list[System] = []
         with _reporting(failed, spec, None):
-            systems_of_spec = open_systems(
+            systems_of_spec = _open(
                 spec,
+                {"max_length": max_length, "batch_size": batch_size},
+                approval or CostApproval(report=report),
                 modes=modes,
-                max_length=max_length,
                 max_reasoning_tokens=max_reasoning_tokens,
-                batch_size=batch_size,
                 device=device,
                 dtype=dtype,
                 engine=engine,
                 show_progress=show_progress,
-                approval=approval or CostApproval(report=report),
             )
             _refuse_taken_names(systems_of_spec, spec, spec_of)
             opened = [
@@ -354,6 +363,19 @@ def _reporting(failed: Callable[[Failure], None] | None, system: str | None, dat
         if failed is None:
             raise
         failed(Failure(system, dataset, error))
+
+
+def _check(spec: str) -> None:
+    if not is_index_spec(split_label(spec)[1]):
+        check_spec(spec)
+
+
+def _open(spec: str, encoding: dict[str, Any], approval: CostApproval, **settings: Any) -> list[System]:
+    """The systems of a spec. `encoding` says how documents are encoded, which those of an index were already."""
+    label, source = split_label(spec)
+    if is_index_spec(source):
+        return open_index_systems(source, label, **settings)
+    return open_systems(spec, **encoding, approval=approval, **settings)
 
 
 def _refuse_taken_names(opened: Sequence[System], spec: str, spec_of: dict[str, str]) -> None:

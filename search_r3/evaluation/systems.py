@@ -318,10 +318,10 @@ def open_systems(
     external = ExternalModelConfig(model=source) if source in BUNDLED else parse_external_model(source)
     if external is not None:
         if source.endswith(FILE_ENDINGS):
-            label = label or _clean(Path(source).stem)
+            label = label or clean_name(Path(source).stem)
         if external.endpoint is not None:
             encoder = EndpointEncoder(external, approval, batch_size)
-            return [EndpointSystem(encoder, label or _clean(Path(external.model).name), show_progress)]
+            return [EndpointSystem(encoder, label or clean_name(Path(external.model).name), show_progress)]
         retriever = SentenceTransformerRetriever(
             external.model,
             device=device,
@@ -329,7 +329,7 @@ def open_systems(
             query_prompt=external.query_prompt,
             document_prompt=external.document_prompt,
         )
-        return [SentenceTransformerSystem(retriever, label or _clean(retriever.name), show_progress)]
+        return [SentenceTransformerSystem(retriever, label or clean_name(retriever.name), show_progress)]
     from search_r3.model.searchr3 import SearchR3
 
     model = SearchR3.from_pretrained(source, device=device, dtype=dtype, engine=engine)
@@ -371,8 +371,8 @@ def model_name(source: str) -> str:
 
     folder = resolve(source)
     if read_record(folder) is not None:
-        return _clean(folder.resolve().name)
-    return _clean(f"search-r3-{expand_user(source).resolve().name.lower()}-base")
+        return clean_name(folder.resolve().name)
+    return clean_name(f"search-r3-{expand_user(source).resolve().name.lower()}-base")
 
 
 def check_modes(modes: Sequence[str]) -> None:
@@ -389,12 +389,13 @@ def split_label(spec: str) -> tuple[str | None, str]:
     label, equals, source = spec.partition("=")
     if not equals or "/" in label or ":" in label:
         return None, spec
-    if not source or _clean(label) != label:
+    if not source or clean_name(label) != label:
         raise InputError(f"bad system {spec!r}; expected LABEL=SPEC with a label of letters, digits, dot, _ and -")
     return label, source
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """The name of a system in run files: letters, digits, dot, _ and -."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
 
 
