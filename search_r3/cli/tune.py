@@ -94,7 +94,7 @@ def tune(
     from search_r3.progress import progress_bar
 
     opened = SearchIndex.open(index, follow=False)
-    opened.backend.require("maintenance", "a tuned fusion")
+    opened.backend.require("records", "a tuned fusion")
     opened.backend.check_text()
     excluded = read_excluded_queries(queries, split, exclude or (), data)
     judged = read_judged_queries(queries, split, data)

@@ -30,7 +30,6 @@ from search_r3.index.backends.lance.compaction import (
 )
 from search_r3.index.backends.lance.duplicates import Differing, remove_equal_copies
 from search_r3.index.backends.lance.durable import flush
-from search_r3.index.backends.lance.fusion_record import write_fusion
 from search_r3.index.backends.lance.lance_backend import LanceBackend
 from search_r3.index.backends.lance.lance_table import ensure_complete, mark_complete, migrate_rows
 from search_r3.index.backends.lance.table_columns import in_parts
@@ -222,10 +221,11 @@ def keep_fusion(path: str | Path, fusion: HybridFusion | None) -> None:
         InputError: there is no index, or its backend cannot store it.
     """
     location = for_writing(location_of(path))
-    choose_backend(location).require("maintenance", "a tuned fusion")
+    kind = choose_backend(location)
+    kind.require("records", "a tuned fusion")
     began = time.time()
-    with storage_errors(location), writing(location):
-        write_fusion(_open(location).table, fusion)
+    with storage_errors(location), kind.writing(location):
+        open_backend(location).write_fusion(fusion)
         flush(location, began)
 
 

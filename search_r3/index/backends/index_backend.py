@@ -1,7 +1,7 @@
 """Extension point for where an index is stored: what every backend does, and what some can do in addition.
 
-Two backends are built in: LanceDB (`lance_backend`) and a NumPy file (`numpy_backend`). `backend_registry` finds those
-of other packages; docs/write-your-own/index-backend.md shows how to write one.
+Three backends are built in: LanceDB (`lance_backend`), a NumPy file (`numpy_backend`) and Milvus (`milvus_backend`).
+`backend_registry` finds those of other packages; docs/write-your-own/index-backend.md shows how to write one.
 
 A complete backend that stores an index in one JSON file::
 
@@ -52,11 +52,12 @@ Registered by an entry point of the group `search_r3.index_backends`,
 
 from __future__ import annotations
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -75,10 +76,11 @@ interprets only these two; `search_r3.index.backends.lance.table_rows.make_row` 
 Scored = tuple[Row, float]
 """A row and its score: the cosine for a vector search, BM25's for a text search."""
 Capability = Literal[
-    "text", "filter", "approximate", "streaming", "maintenance", "distributed", "object_storage", "exchange"
+    "text", "filter", "records", "approximate", "streaming", "maintenance", "distributed", "object_storage", "exchange"
 ]
-"""Optional abilities of a backend. "text": search by words. "filter": SQL conditions. "exchange": a new index is built
-beside the one in use, and takes its place in one step; only Milvus has it. Only LanceDB has the others:
+"""Optional abilities of a backend. "text": search by words. "filter": SQL conditions. "records": a relevance floor and
+a tuned fusion are stored with the index; LanceDB and Milvus do that. "exchange": a new index is built beside the one in
+use, and takes its place in one step; only Milvus has it. Only LanceDB has the others:
 "approximate": an approximate index. "streaming": builds larger than memory from a LanceDB table, with typed columns and
 nested sources. "maintenance": compaction. "distributed": builds by Ray. "object_storage": indexes on object storage."""
 
@@ -89,6 +91,25 @@ class RelevanceFloor:
 
     questions: float
     unknown_words: float
+
+
+class FloorRecord(NamedTuple):
+    """A floor, and the number of rows when it was measured."""
+
+    floor: RelevanceFloor
+    rows: int
+
+    def to_json(self) -> str:
+        return json.dumps({"floor": asdict(self.floor), "rows": self.rows})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self | None:
+        """What `to_json` wrote; None if another version did."""
+        try:
+            value = json.loads(text)
+            return cls(RelevanceFloor(**value["floor"]), int(value["rows"]))
+        except (ValueError, TypeError, KeyError):
+            return None
 
 
 class Matrix(NamedTuple):
@@ -121,8 +142,8 @@ class OptionalFeatures:
     """The LanceDB table; only a backend with the capability "streaming" has one."""
     approximate: ApproximateIndex | None = None
     """The approximate index with its measured recall, or None if vectors are searched exactly."""
-    relevance_floor: RelevanceFloor | None = None
-    """What unrelated questions reach, or None if it was not measured (`build/relevance_floor.py`)."""
+    floor_record: FloorRecord | None = None
+    """The relevance floor that was measured last, or None if none was (`build/relevance_floor.py`)."""
     tuned_fusion: HybridFusion | None = None
     """What `search-r3 tune` chose for hybrid searches, if anything."""
 
@@ -131,6 +152,12 @@ class OptionalFeatures:
         """Raise InputError if the backend cannot do `what`."""
         if capability not in cls.capabilities:
             raise InputError(f"the index backend {cls.name!r} does not support {what}; omit it, or use another backend")
+
+    @property
+    def relevance_floor(self) -> RelevanceFloor | None:
+        """What unrelated questions reach, or None if it was not measured."""
+        record = self.floor_record
+        return None if record is None else record.floor
 
     @property
     def columns(self) -> dict[str, str]:
@@ -235,6 +262,14 @@ class OptionalFeatures:
         """Test that the index is readable by reading a little, with `thorough` from every file; raises on failure."""
 
     # ------------------------------------------------------------------------------------------------------- writing
+
+    def write_floor(self, record: FloorRecord) -> None:
+        """Store the relevance floor with the index; only with the capability "records"."""
+        raise NotImplementedError
+
+    def write_fusion(self, fusion: HybridFusion | None) -> None:
+        """Store a tuned fusion with the index, or remove it; only with the capability "records"."""
+        raise NotImplementedError
 
     @classmethod
     def create_beside(cls, path: Any, info: IndexInfo) -> Self:

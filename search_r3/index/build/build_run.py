@@ -214,7 +214,7 @@ class BuildRun:
         self.lock.check()
         self.report.approximate = approximate.to_dict() if approximate else None
         if self.touched and not self.at_once and self.index is not None:
-            keep_floor(self.table, self.index, self.model)
+            keep_floor(self.index, self.model)
         if not self.touched or (self.at_once and not compaction.changed and not cleanup_is_due(self.table)):
             self._complete(ensure_complete)
             return

@@ -22,6 +22,7 @@ from search_r3.index.build.build_progress import BuildProgress, shown_progress
 from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.embedding import BATCH_TOKENS, embed, prepare, token_limit
 from search_r3.index.build.index_diff import lies_in
+from search_r3.index.build.relevance_floor import keep_floor
 from search_r3.index.chunking.chunker import chunk_document
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
@@ -131,14 +132,20 @@ class PortableBuild:
         elif gone:
             self._delete({row["id"] for row in gone})
 
-    def finish(self) -> None:
+    def finish(self, measure: bool) -> None:
         """Publish what was built beside the index in use.
+
+        Args:
+            measure: measure the relevance floor again if that is due.
 
         Raises:
             InputError: there were no documents.
         """
         if self.backend is None:
             raise InputError("no documents were given; the index is unchanged")
+        changed = self.report.added or self.report.updated or self.report.removed
+        if measure and changed and "records" in self.kind.capabilities:
+            keep_floor(self.backend, self.model)
         if self._beside:
             self.backend.publish()
 
@@ -224,7 +231,7 @@ def build_portable(
         build.report.skipped = list(getattr(documents, "skipped", []))
         if prune:
             build.prune(build.report.skipped, may_prune)
-        build.finish()
+        build.finish(measure=prune or commit_every is None)  # not after each write of a server
         flush(location, began)
     build.report.seconds = time.perf_counter() - started
     return build.report

@@ -7,12 +7,10 @@ from many fields, of which at most a few can be about its documents, and their b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from search_r3.index.backends.index_backend import IndexBackend, RelevanceFloor
-from search_r3.index.backends.lance.floor_record import FloorRecord, read_floor, write_floor
+from search_r3.index.backends.index_backend import FloorRecord, IndexBackend, RelevanceFloor
 from search_r3.index.encoder_protocol import Encoder
 
 DEVIATIONS = 1.645
@@ -77,13 +75,13 @@ def _upper(values: Sequence[float]) -> float:
     return round(median + DEVIATIONS * deviation, 4)
 
 
-def keep_floor(table: Any, backend: IndexBackend, model: Encoder) -> None:
-    """Measure the floor and record it in the table, unless about as many rows were there when that was done last.
+def keep_floor(backend: IndexBackend, model: Encoder) -> None:
+    """Measure the floor and store it with the index, unless about as many rows were there when that was done last.
 
     A model that embeds documents only, such as one that looks up vectors, leaves an index without a floor.
     """
     if not hasattr(model, "encode_query"):
         return
-    rows, kept = backend.count(), read_floor(table)
+    rows, kept = backend.count(), backend.floor_record
     if rows and (kept is None or abs(rows - kept.rows) > CHANGED * kept.rows):
-        write_floor(table, FloorRecord(measure_floor(backend, model), rows))
+        backend.write_floor(FloorRecord(measure_floor(backend, model), rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from processes import run
 
 from search_r3.cli import main
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import HybridFusion
 from search_r3.index import SearchIndex, SourceDocument, build_index, delete_documents, delete_source
 from search_r3.index.backends.lance.table_rows import make_row
 from search_r3.index.backends.milvus import milvus_backend
@@ -26,6 +28,7 @@ from search_r3.index.backends.sql_condition import parse_condition
 from search_r3.index.chunking.chunker import Chunk
 from search_r3.index.index_handle import IndexHandle
 from search_r3.index.index_info import IndexInfo, ModelMismatch
+from search_r3.index.maintenance import keep_fusion
 from search_r3.index.storage.location import CollectionUri, StorageError, location_of
 
 DOCUMENTS = [
@@ -135,6 +138,42 @@ def test_words_survive_any_analyzer() -> None:
     assert search_words("cafe\u0301") == search_words("café") == search_words("CAFE")
     assert len(set(search_words("u0f")) & set(search_words("ǰ"))) == 0
     assert search_words("東京") == [f"u0{ord('東'):x}", f"u0{ord('京'):x}", f"u0{ord('東'):x}x{ord('京'):x}"]
+
+
+def test_the_relevance_floor_is_that_of_lancedb_and_marks_the_same_hits_as_weak(both, shared_model) -> None:
+    floors = [index.backend.relevance_floor for index in both]
+    assert floors[0] is not None
+    assert asdict(floors[0]) == pytest.approx(asdict(floors[1]), abs=1e-4)
+    for query in ("zxqv wvut", "water from the hills", "how is cheese aged"):
+        found = [
+            index.search(query, shared_model, mode="vector", k=6, reasoning=False, explained=True) for index in both
+        ]
+        weak = [
+            {hit.id: about.weak for hit, about in zip(one.hits, one.explanation.hits, strict=True)} for one in found
+        ]
+        assert weak[0] == weak[1]
+        assert found[0].explanation.floor == pytest.approx(found[1].explanation.floor, abs=1e-4)
+
+
+def test_floor_and_tuned_fusion_outlast_changes_and_exchanges(milvus: str, model, make_model) -> None:
+    build_index(milvus, DOCUMENTS, model)
+    first = SearchIndex.open(milvus).backend.floor_record
+    assert first is not None
+    assert first.rows == len(DOCUMENTS)
+    tuned = HybridFusion("rsf", 0.2, contract_hash=model.contract_hash)
+    keep_fusion(milvus, tuned)
+    more = [SourceDocument(f"more{i}", "", f"stone {i}") for i in range(6)]
+    build_index(milvus, [*DOCUMENTS, *more], model)
+    index = SearchIndex.open(milvus)
+    assert (index.backend.tuned_fusion, index.backend.floor_record.rows) == (tuned, 12)
+    assert index.columns["year"] == "integer"
+    hits = [index.search("salt water", model, **how).hits for how in ({}, {"fusion": "rsf", "vector_weight": 0.2})]
+    assert hits[0] == hits[1]
+    build_index(milvus, more, model, exchange=True)
+    index = SearchIndex.open(milvus)
+    assert (index.backend.tuned_fusion, index.backend.floor_record.rows) == (tuned, 6)
+    keep_fusion(milvus, None)
+    assert SearchIndex.open(milvus).backend.tuned_fusion is None
 
 
 def test_updates_and_deletions(milvus: str, model) -> None:

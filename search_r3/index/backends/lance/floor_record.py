@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
-from search_r3.index.backends.index_backend import RelevanceFloor
+from search_r3.index.backends.index_backend import FloorRecord
 from search_r3.index.backends.lance.conversion import annotate
 from search_r3.index.row_keys import VECTOR
 
 FIELD = "r3_relevance_floor"
 
 
-class FloorRecord(NamedTuple):
-    """A floor, and the number of rows when it was measured."""
-
-    floor: RelevanceFloor
-    rows: int
-
-
 def read_floor(table: Any) -> FloorRecord | None:
-    """The table's record, or None if it has none."""
+    """The table's record; None if it has none, or another version wrote it."""
     kept = (table.schema.field(VECTOR).metadata or {}).get(FIELD.encode())
-    try:
-        value = json.loads(kept or "null")
-        return None if value is None else FloorRecord(RelevanceFloor(**value["floor"]), int(value["rows"]))
-    except (ValueError, TypeError, KeyError):  # written by another version
-        return None
+    return FloorRecord.from_json(kept.decode()) if kept else None
 
 
 def write_floor(table: Any, record: FloorRecord) -> None:
     """Record the floor in the table, in a commit of its own."""
-    annotate(table, VECTOR, {FIELD: json.dumps({"floor": asdict(record.floor), "rows": record.rows})})
+    annotate(table, VECTOR, {FIELD: record.to_json()})

@@ -19,14 +19,14 @@ import numpy as np
 
 from search_r3.errors import InputError
 from search_r3.hybrid_fusion import HybridFusion
-from search_r3.index.backends.index_backend import Capability, IndexBackend, Matrix, RelevanceFloor, Row, Scored
+from search_r3.index.backends.index_backend import Capability, FloorRecord, IndexBackend, Matrix, Row, Scored
 from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
 from search_r3.index.backends.lance.duplicates import count_duplicate_ids
-from search_r3.index.backends.lance.floor_record import read_floor
+from search_r3.index.backends.lance.floor_record import read_floor, write_floor
 from search_r3.index.backends.lance.full_text import full_text_state
-from search_r3.index.backends.lance.fusion_record import read_fusion
+from search_r3.index.backends.lance.fusion_record import read_fusion, write_fusion
 from search_r3.index.backends.lance.lance_table import (
     COMPLETE,
     TABLE,
@@ -216,16 +216,21 @@ class LanceBackend(IndexBackend):
 
     @property
     @bounded(SEARCHING)
-    def relevance_floor(self) -> RelevanceFloor | None:  # type: ignore[override]
+    def floor_record(self) -> FloorRecord | None:  # type: ignore[override]
         with storage_errors(self.path):
-            kept = read_floor(self.table)
-        return None if kept is None else kept.floor
+            return read_floor(self.table)
+
+    def write_floor(self, record: FloorRecord) -> None:
+        write_floor(self.table, record)
 
     @property
     @bounded(SEARCHING)
     def tuned_fusion(self) -> HybridFusion | None:  # type: ignore[override]
         with storage_errors(self.path):
             return read_fusion(self.table)
+
+    def write_fusion(self, fusion: HybridFusion | None) -> None:
+        write_fusion(self.table, fusion)
 
     @property
     @bounded(READING)

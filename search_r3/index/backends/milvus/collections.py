@@ -10,19 +10,25 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import quote
 
 from search_r3.errors import InputError
+from search_r3.hybrid_fusion import HybridFusion
+from search_r3.index.backends.index_backend import FloorRecord
 from search_r3.index.backends.milvus.connection import CollectionGone, connect, milvus_errors, seconds_of
 from search_r3.index.backends.milvus.filters import METADATA_FIELD
 from search_r3.index.index_info import IndexInfo, migrate
 from search_r3.index.row_keys import ROW_HASH, SOURCE, TEXT_HASH, VECTOR
 from search_r3.index.storage.location import CollectionUri, IndexBusy
 
-INFO, COLUMNS = "search_r3.info", "search_r3.columns"
+INFO, COLUMN_TYPES = "search_r3.info", "search_r3.columns"
 """Properties of a collection: the description, and {column: type} of the metadata."""
+FLOOR, FUSION = "search_r3.relevance_floor", "search_r3.hybrid_fusion"
+"""Properties that not every collection has; "null" means none."""
 KEY, ROW, WORDS, SPARSE = "key", "row", "words", "sparse"
 """Fields: the primary key, what is only returned, what is searched by words, and its BM25 vector, which Milvus
 computes."""
@@ -61,7 +67,7 @@ def create_collection(uri: CollectionUri, info: IndexInfo) -> str:
     indexes = client.prepare_index_params()
     indexes.add_index(VECTOR, index_type="FLAT", metric_type="COSINE")
     indexes.add_index(SPARSE, index_type="SPARSE_INVERTED_INDEX", metric_type="BM25")
-    properties = {INFO: json.dumps(asdict(info)), COLUMNS: "{}"}
+    properties = {INFO: json.dumps(asdict(info)), COLUMN_TYPES: "{}"}
     with milvus_errors(uri):
         client.create_collection(
             name,
@@ -99,8 +105,17 @@ _loaded: set[tuple[str, str]] = set()
 """Collections that this process has loaded, by server and name."""
 
 
-def describe(uri: CollectionUri, name: str) -> tuple[IndexInfo, dict[str, str]]:
-    """The description of the index in the collection `name`, and its metadata columns with their types.
+class Description(NamedTuple):
+    """What a collection says of its index: how it was made, {column: type} of the metadata, and what was measured."""
+
+    info: IndexInfo
+    columns: dict[str, str]
+    floor: FloorRecord | None = None
+    fusion: HybridFusion | None = None
+
+
+def describe(uri: CollectionUri, name: str) -> Description:
+    """The description of the index in the collection `name`.
 
     Raises:
         InputError: search-r3 did not make the collection, or a newer version did.
@@ -109,19 +124,24 @@ def describe(uri: CollectionUri, name: str) -> tuple[IndexInfo, dict[str, str]]:
     with milvus_errors(uri):
         properties = client.describe_collection(name, timeout=seconds_of(uri))["properties"]
     try:
-        return IndexInfo(**migrate(json.loads(properties[INFO]), uri)), json.loads(properties[COLUMNS])
+        info, columns = IndexInfo(**migrate(json.loads(properties[INFO]), uri)), json.loads(properties[COLUMN_TYPES])
     except (KeyError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{uri} is a collection that search-r3 did not make; give another name") from error
+    floor, fusion = properties.get(FLOOR), properties.get(FUSION)
+    return Description(
+        info,
+        columns,
+        FloorRecord.from_json(floor) if floor else None,
+        HybridFusion.from_json(fusion) if fusion else None,
+    )
 
 
-def write_columns(uri: CollectionUri, name: str, columns: dict[str, str]) -> None:
-    """Record the metadata columns of the collection."""
+def write_properties(uri: CollectionUri, name: str, properties: Mapping[str, str]) -> None:
+    """Set these properties of the collection; it keeps the others."""
     with milvus_errors(uri):
-        connect(uri).alter_collection_properties(
-            name, properties={COLUMNS: json.dumps(columns)}, timeout=seconds_of(uri)
-        )
+        connect(uri).alter_collection_properties(name, properties=dict(properties), timeout=seconds_of(uri))
 
 
 def publish(uri: CollectionUri, name: str, instead_of: str | None) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from search_r3.errors import InputError
-from search_r3.index.backends.index_backend import Capability, IndexBackend, Row, Scored
+from search_r3.hybrid_fusion import HybridFusion
+from search_r3.index.backends.index_backend import Capability, FloorRecord, IndexBackend, Row, Scored
 from search_r3.index.backends.lance.table_columns import (
     TYPE_NAMES,
     TYPES,
@@ -31,6 +32,9 @@ from search_r3.index.backends.lance.table_columns import (
     metadata_columns,
 )
 from search_r3.index.backends.milvus.collections import (
+    COLUMN_TYPES,
+    FLOOR,
+    FUSION,
     KEY,
     LONGEST,
     OWN_FIELDS,
@@ -38,6 +42,7 @@ from search_r3.index.backends.milvus.collections import (
     SPARSE,
     TEXTS,
     WORDS,
+    Description,
     create_collection,
     describe,
     drop_before,
@@ -45,7 +50,7 @@ from search_r3.index.backends.milvus.collections import (
     load,
     publish,
     resolve,
-    write_columns,
+    write_properties,
 )
 from search_r3.index.backends.milvus.connection import RequestTimeout, connect, exclusive, milvus_errors, seconds_of
 from search_r3.index.backends.milvus.filters import METADATA_FIELD, literal, milvus_filter
@@ -70,15 +75,15 @@ class MilvusBackend(IndexBackend):
     Args:
         uri: where users find it.
         collection: the collection that the alias led to when it was opened.
-        info: what the index was made with.
-        metadata: the types of its metadata columns, by name.
+        about: how it was described then.
     """
 
     name: ClassVar[str] = "milvus"
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text", "filter", "exchange"})
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text", "filter", "records", "exchange"})
 
-    def __init__(self, uri: CollectionUri, collection: str, info: IndexInfo, metadata: dict[str, str]) -> None:
-        self.uri, self.collection, self.info, self._metadata = uri, collection, info, metadata
+    def __init__(self, uri: CollectionUri, collection: str, about: Description) -> None:
+        self.uri, self.collection = uri, collection
+        self.info, self._metadata, self.floor_record, self.tuned_fusion = about
         self._client = connect(uri)
         self._former: str | None = None  # where the alias leads until this collection is published
 
@@ -91,8 +96,11 @@ class MilvusBackend(IndexBackend):
     @classmethod
     def create_beside(cls, path: CollectionUri, info: IndexInfo) -> Self:
         former = resolve(path)
-        made = cls(path, create_collection(path, info), info, {})
+        fusion = describe(path, former).fusion if former is not None else None
+        made = cls(path, create_collection(path, info), Description(info, {}))
         made._former = former
+        if fusion is not None:  # a search with another model does not use it
+            made.write_fusion(fusion)
         return made
 
     def publish(self) -> None:
@@ -105,7 +113,7 @@ class MilvusBackend(IndexBackend):
         collection = resolve(path)
         if collection is None:
             return None
-        opened = cls(path, collection, *describe(path, collection))
+        opened = cls(path, collection, describe(path, collection))
         load(path, collection)
         return opened
 
@@ -130,10 +138,18 @@ class MilvusBackend(IndexBackend):
         collection = resolve(self.uri)
         if collection is None:
             raise InputError(f"{self.uri} is gone")
-        return self.info if collection == self.collection else describe(self.uri, collection)[0]
+        return self.info if collection == self.collection else describe(self.uri, collection).info
 
     def probe(self, thorough: bool = True) -> None:
         self.search(np.ones(self.info.dimension, dtype=np.float32), 1)
+
+    def write_floor(self, record: FloorRecord) -> None:
+        write_properties(self.uri, self.collection, {FLOOR: record.to_json()})
+        self.floor_record = record
+
+    def write_fusion(self, fusion: HybridFusion | None) -> None:
+        write_properties(self.uri, self.collection, {FUSION: fusion.to_json() if fusion else "null"})
+        self.tuned_fusion = fusion
 
     # ------------------------------------------------------------------------------------------------------- searching
 
@@ -174,7 +190,7 @@ class MilvusBackend(IndexBackend):
         types.fit(columned)
         metadata = {name: TYPE_NAMES[kind] for name, kind in types.known.items()}
         if metadata != self._metadata:
-            write_columns(self.uri, self.collection, metadata)
+            write_properties(self.uri, self.collection, {COLUMN_TYPES: json.dumps(metadata)})
             self._metadata = metadata
         stored = [self._entity(row, vector) for row, vector in zip(columned, vectors, strict=True)]
         for start in range(0, len(stored), AT_ONCE):
