@@ -92,19 +92,20 @@ def data_query_normalizer(
 
 def check_output(output: Path) -> None:
     """Raise InputError, before anything is learned, if the file would replace anything but another query normalizer, or
-    one that a checkpoint's contract names."""
+    be taken for that of a checkpoint, whose contract names another one or none."""
     from search_r3.model.checkpoint import CONTRACT_FILE
-    from search_r3.model.query_normalizer import QueryNormalizer
+    from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer
 
     if output.is_dir():
         raise InputError(f"{output} is a folder; name a file, such as {output / 'words.json'}")
-    if not output.exists():
-        return
-    if (output.parent / CONTRACT_FILE).exists():
+    exists = output.exists()
+    if (exists or output.name == QUERY_NORMALIZER_FILE) and (output.parent / CONTRACT_FILE).exists():
         raise InputError(
-            f"{output} belongs to a checkpoint, which would be refused with another one; write a file elsewhere, and "
-            "give it to search-r3 train average"
+            f"{output} belongs to a checkpoint, whose contract names its query normalizer, if it has one; write a file "
+            "elsewhere, and give it to search-r3 train average"
         )
+    if not exists:
+        return
     try:
         QueryNormalizer.load(output)
     except InputError as error:

@@ -68,6 +68,9 @@ def test_the_command_replaces_another_query_normalizer_and_nothing_else(dataset:
     for name in ("search_r3.json", "query_normalizer.json"):
         (checkpoint / name).write_text("{}")
     assert "belongs to a checkpoint" in run(checkpoint / "query_normalizer.json")
+    (checkpoint / "query_normalizer.json").unlink()  # nor is it given one that its contract does not name
+    assert "belongs to a checkpoint" in run(checkpoint / "query_normalizer.json")
+    assert run(checkpoint / "words.json") == ""
     assert [run(tmp_path / "words.json"), run(tmp_path / "words.json")] == ["", ""]
 
 
