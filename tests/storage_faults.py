@@ -79,6 +79,12 @@ class FaultyStorage:
                     client.sendall(HALF)
                 elif self.fault != "silent":
                     client.sendall(f"HTTP/1.1 {self.fault} Bad day\r\nContent-Length: 4\r\n\r\nsick".encode())
+        for one in (client, upstream):  # thousands of them would be too many open files
+            if one is not None:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+                one.close()
+                self.sockets.remove(one)
 
 
 def _pump(source: socket.socket, target: socket.socket, current: list[list[float]]) -> None:
