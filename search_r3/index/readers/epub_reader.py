@@ -48,11 +48,16 @@ def _read(book: zipfile.ZipFile, file: SourceFile) -> SourceDocument:
     items = {item.attrib["id"]: item for item in package.iterfind("{*}manifest/{*}item")}
     lines: list[str] = []
     headings: list[Heading] = []
+    read: set[str] = set()
     for reference in package.iterfind("{*}spine/{*}itemref"):
         item = items.get(reference.attrib["idref"])
         if item is None or item.get("media-type") not in READ or "nav" in item.get("properties", "").split():
             continue
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(place), unquote(item.attrib["href"])))
+        href = unquote(item.attrib["href"].partition("#")[0])  # some list each section of a chapter as "file#section"
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(place), href))
+        if name in read:
+            continue
+        read.add(name)
         chapter = read_html(decoded(book.read(name)), whole=True)
         if chapter.text:
             lines += [""] if lines else []

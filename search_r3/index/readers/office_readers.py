@@ -13,6 +13,14 @@ from search_r3.index.readers.optional import needs
 from search_r3.index.readers.zip_files import open_zip
 from search_r3.index.source_document import Heading, Page, Scalar, SourceDocument
 
+WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+PARAGRAPH, TABLE, ROW, CELL, TEXT_BOX = (f"{WORD}{name}" for name in ("p", "tbl", "tr", "tc", "txbxContent"))
+FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+"""Repeats a text box for old programs."""
+TEXTS = {f"{WORD}t", "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"}
+MARKS = {f"{WORD}tab": "\t", f"{WORD}br": "\n", f"{WORD}cr": "\n", f"{WORD}noBreakHyphen": "-"}
+WRAPPERS = {f"{WORD}{name}" for name in ("sdt", "sdtContent", "customXml", "ins", "moveTo")}
+UNSHOWN = {f"{WORD}{name}" for name in ("pPr", "rPr", "sdtPr", "del", "moveFrom", "txbxContent")} | {FALLBACK}
 HEADING_STYLE = re.compile(r"heading ([1-9])", re.IGNORECASE)
 
 
@@ -84,14 +92,51 @@ def _about(properties: Any) -> tuple[str, dict[str, Scalar]]:
 
 
 def _blocks(document: Any) -> Iterator[tuple[str, int]]:
-    """(text, level of heading or 0) of each paragraph and table, in order."""
-    for block in document.iter_inner_content():
-        if hasattr(block, "rows"):
-            if rows := [row for row in map(_table_row, block.rows) if row]:
+    """(text, level of heading or 0) of each paragraph and table, in order; the paragraphs of a text box follow the one
+    that holds it."""
+    from docx.text.paragraph import Paragraph
+
+    for element in _block_elements(document.element.body):
+        if element.tag == TABLE:
+            if rows := [row for row in map(_table_row, _children(element, ROW)) if row]:
                 yield "\n".join(rows), 0
-        elif text := block.text.strip():
-            level = _level(block)
+        elif text := _text(element).strip():
+            level = _level(Paragraph(element, document))
             yield (" ".join(text.split()), level) if level else (text, 0)
+
+
+def _block_elements(parent: Any) -> Iterator[Any]:
+    """Paragraphs and tables; after a paragraph those of its text boxes."""
+    for child in _children(parent, PARAGRAPH, TABLE):
+        yield child
+        for box in child.iter(TEXT_BOX) if child.tag == PARAGRAPH else ():
+            if next(box.iterancestors(FALLBACK), None) is None:
+                yield from _block_elements(box)
+
+
+def _children(parent: Any, *tags: str) -> Iterator[Any]:
+    """The children of these kinds, also those in content controls and in insertions that are tracked."""
+    for child in parent.iterchildren():
+        if child.tag in tags:
+            yield child
+        elif child.tag in WRAPPERS:
+            yield from _children(child, *tags)
+
+
+def _text(element: Any) -> str:
+    """The text of a paragraph as it is shown: with insertions that are tracked, without deletions.
+
+    python-docx's `Paragraph.text` has only the runs and links that stand directly in the paragraph.
+    """
+    parts: list[str] = []
+    for child in element.iterchildren():
+        if child.tag in TEXTS:
+            parts.append(child.text or "")
+        elif child.tag in MARKS:
+            parts.append(MARKS[child.tag] if child.get(f"{WORD}type") in {None, "textWrapping"} else "")
+        elif child.tag not in UNSHOWN:
+            parts.append(_text(child))
+    return "".join(parts)
 
 
 def _level(paragraph: Any) -> int:
@@ -104,14 +149,9 @@ def _level(paragraph: Any) -> int:
 
 
 def _table_row(row: Any) -> str:
-    """The texts of a row's cells; a merged cell once."""
-    cells: list[str] = []
-    last = None
-    for cell in row.cells:
-        if cell._tc is not last and (text := " ".join(cell.text.split())):
-            cells.append(text)
-        last = cell._tc
-    return "  ".join(cells)
+    """The texts of a row's cells, of tables in them too; of merged cells only the first has any."""
+    cells = [" ".join(" ".join(map(_text, cell.iter(PARAGRAPH))).split()) for cell in _children(row, CELL)]
+    return "  ".join(filter(None, cells))
 
 
 def _slide(slide: Any) -> tuple[str, list[str]]:
@@ -135,5 +175,6 @@ def _shapes(shapes: Any) -> Iterator[Any]:
 
 def _shape_text(shape: Any) -> str:
     if getattr(shape, "has_table", False) and shape.has_table:
-        return "\n".join("  ".join(" ".join(cell.text.split()) for cell in row.cells) for row in shape.table.rows)
+        rows = ([" ".join(cell.text.split()) for cell in row.cells] for row in shape.table.rows)
+        return "\n".join("  ".join(filter(None, cells)) for cells in rows if any(cells))
     return shape.text_frame.text.replace("\v", "\n").strip() if shape.has_text_frame else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ def test_a_book_has_its_chapters_in_order_with_headings():
     assert "May add a super\nJuly harvest" in read("guide.epub").text
 
 
+def test_a_chapter_whose_sections_are_listed_one_by_one_is_read_once(tmp_path: Path):
+    """As in the manual of Debian Live, whose list of chapters names "a.xhtml", "a.xhtml#o8", "a.xhtml#o12"."""
+    listed = ["a.xhtml", "a.xhtml#o8", "b%20c.xhtml", "a.xhtml#o12"]
+    items = "".join(
+        f'<item id="{n}" href="{name}" media-type="application/xhtml+xml"/>' for n, name in enumerate(listed)
+    )
+    spine = "".join(f'<itemref idref="{n}"/>' for n in range(len(listed)))
+    with zipfile.ZipFile(tmp_path / "a.epub", "w") as book:
+        book.writestr("META-INF/container.xml", '<container><rootfile full-path="in/book.opf"/></container>')
+        book.writestr("in/book.opf", f"<package><manifest>{items}</manifest><spine>{spine}</spine></package>")
+        book.writestr("in/a.xhtml", "<h1>One</h1><p id=o8>first</p><p id=o12>second</p>")
+        book.writestr("in/b c.xhtml", "<h1>Two</h1><p>third</p>")
+    (document,) = open_source(tmp_path / "a.epub")
+    assert document.text == "One\n\nfirst\n\nsecond\n\nTwo\n\nthird"
+
+
 # -------------------------------------------------------------------------------------------------------- office files
 
 
@@ -155,6 +172,50 @@ def test_word_documents_have_headings_tables_and_an_author():
         (1, "Spring"), (2, "First inspection"), (1, "Autumn")
     ]  # fmt: skip
     assert document.text.endswith("Month  Task\nMay  add a super\nJuly  harvest")
+
+
+def test_all_that_a_word_document_shows_is_read(tmp_path: Path):
+    """Content controls, tracked insertions, text boxes and tables in tables; python-docx alone leaves them out."""
+    import docx
+    from lxml import etree
+
+    space = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    mc = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+
+    def p(text: str) -> str:
+        return f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>"
+
+    box = f"<w:pict><w:txbxContent>{p('boxed')}</w:txbxContent></w:pict>"
+    inner = f"<w:tbl><w:tr><w:tc>{p('inner')}</w:tc></w:tr></w:tbl>"
+    document = docx.Document()
+    for xml in (
+        f"<w:sdt {space}><w:sdtPr/><w:sdtContent>{p('controlled')}</w:sdtContent></w:sdt>",
+        f"<w:p {space}><w:r><w:t>it </w:t></w:r><w:ins><w:r><w:t>stays</w:t></w:r></w:ins>"
+        "<w:del><w:r><w:delText>goes</w:delText></w:r></w:del><w:r><w:tab/><w:t>here</w:t><w:br/><w:t>too</w:t></w:r></w:p>",
+        f"<w:p {space} {mc}><w:r><w:t>beside</w:t><mc:AlternateContent><mc:Choice>{box}</mc:Choice>"
+        f"<mc:Fallback>{box}</mc:Fallback></mc:AlternateContent></w:r></w:p>",
+        f"<w:tbl {space}><w:tr><w:tc>{p('outer')}{inner}</w:tc><w:tc>{p('next')}</w:tc></w:tr>"
+        f"<w:tr><w:tc>{p('')}</w:tc></w:tr></w:tbl>",
+    ):
+        document.element.body.insert_element_before(etree.fromstring(xml), "w:sectPr")
+    document.save(str(tmp_path / "a.docx"))
+    (found,) = open_source(tmp_path / "a.docx")
+    assert found.text.split("\n\n") == ["controlled", "it stays\there\ntoo", "beside", "boxed", "outer inner  next"]
+
+
+def test_an_empty_table_is_no_text(tmp_path: Path):
+    from pptx import Presentation
+    from pptx.util import Inches
+
+    slides = Presentation()
+    shapes = slides.slides.add_slide(slides.slide_layouts[6]).shapes
+    table = shapes.add_table(2, 2, *map(Inches, (1, 1, 4, 2))).table
+    slides.save(str(tmp_path / "a.pptx"))
+    with pytest.raises(InputError, match="a PPTX file without text"):
+        list(open_source(tmp_path / "a.pptx"))
+    table.cell(1, 1).text = "one"
+    slides.save(str(tmp_path / "a.pptx"))
+    assert [document.text for document in open_source(tmp_path / "a.pptx")] == ["one"]
 
 
 def test_chunks_of_slides_have_the_number_of_the_slide():
@@ -198,9 +259,44 @@ def test_a_notebook_is_its_cells_without_outputs():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "about", "places"),
+    [
+        ("pdflatex-outline.pdf", {}, [("", 1), ("Foo", 2), ("Bar", 2), ("Baz", 2), ("Foo", 2), ("Foo", 3), ("Bar", 3)]),
+        ("par-known-styles.docx", {"author": "Steve Canny"}, [("", None)]),
+        ("ph-inherit-props.pptx", {"author": "python-pptx"}, [("Presentation", 1)]),
+        ("notebook1.ipynb", {}, [("A simple SymPy example", 1)]),
+        (
+            "removal.html",
+            {},
+            [
+                ("Removal @11.19.1 > Table of contents", None),
+                ("Removal @11.19.1 > Table of contents > Synopsis", None),
+                ("Removal @11.19.1 > Table of contents > More Severe Uninstalling", None),
+            ],
+        ),
+        ("removal.md", {"section": "7", "description": "Cleaning the slate"}, [("Synopsis", None)]),
+        (
+            "msg_01.eml",
+            {"from": "bbb@ddd.com", "to": "bbb@zzz.org", "date": "2001-05-04T14:05:44-04:00"},
+            [("This is a test message", None)],
+        ),
+    ],
+)
+def test_files_of_other_projects(name: str, about: dict[str, str], places: list[tuple[str, int | None]]):
+    document = read(f"public/{name}")
+    assert document.metadata == about
+    cut = chunk_document(document, target_words=60, max_words=320)[: len(places)]
+    numbers = [
+        next((chunk.metadata[key] for key in ("page", "slide", "cell") if key in chunk.metadata), None) for chunk in cut
+    ]
+    titles = [chunk.title if chunk.title != name else "" for chunk in cut]
+    assert list(zip(titles, numbers, strict=True)) == places
+
+
 def test_all_files_of_a_folder_are_read():
     source = open_source(FILES)
-    assert len({document.path for document in source}) == len(list(FILES.iterdir()))
+    assert len({document.path for document in source}) == sum(path.is_file() for path in FILES.rglob("*"))
     assert source.skipped == []
 
 
