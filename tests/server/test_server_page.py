@@ -587,13 +587,13 @@ def test_results_stay_while_the_server_is_away(open_page, site: Running) -> None
     page = open_page(site)
     ask(page, "train")
     done(page)
-    page.evaluate("window.usual = fetch; window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    page.evaluate("() => { window.usual = fetch; window.fetch = async () => { throw new TypeError('no answer'); }; }")
     for press in (lambda: page.keyboard.press("Enter"), lambda: page.click("#again")):
         press()
         page.locator("#again").wait_for()
         assert page.locator("#one .title").count() == 3
         assert "stale" in page.locator("#results").get_attribute("class")
-    page.evaluate("window.fetch = window.usual")
+    page.evaluate("() => { window.fetch = window.usual; }")
     page.click("#again")
     done(page)
     assert page.locator("#results").get_attribute("class") == ""
