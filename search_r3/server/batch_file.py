@@ -112,12 +112,14 @@ def answer_batch(
         ids: the custom_ids of `file`, if `read_ids` has read them already.
 
     Raises:
-        InputError: a line of `file` is no request (checked for all before the first is answered), `out` exists, or
-            what is beside it is from another file.
+        InputError: a line of `file` is no request, or its answer would not fit into Parquet (checked for all before the
+            first is answered), `out` exists, or what is beside it is from another file.
     """
     if out.exists():
         raise InputError(f"{out} exists; remove it, or give another name")
     ids = read_ids(file) if ids is None else ids
+    if out.suffix == ".parquet":
+        _check_for_parquet(file, out)
     part = out.with_name(f"{out.name}.part")
     done, failed = _earlier(part)
     if done.difference(ids):
@@ -135,6 +137,21 @@ def answer_batch(
     else:
         os.replace(part, out)
     return BatchReport(len(ids), len(done), failed)
+
+
+def _check_for_parquet(file: Path, out: Path) -> None:
+    """Raises InputError unless every request asks for embeddings of one type."""
+    for request in read_requests(file):
+        problem = None
+        if request.url != "/v1/embeddings":
+            problem = f"asks for {request.url}"
+        elif json.loads(request.body).get("embedding_types") is not None:
+            problem = "has embedding_types; encoding_format names a single type"
+        if problem:
+            raise InputError(
+                f"{out}: one embedding a row is written as Parquet, but {request.custom_id!a} {problem}; "
+                "use a .jsonl file"
+            )
 
 
 def _earlier(part: Path) -> tuple[set[str], int]:
@@ -237,19 +254,17 @@ def _write_parquet(part: Path, out: Path) -> None:
     with atomic_path(out) as scratch, pq.ParquetWriter(scratch, schema) as writer, part.open("rb") as lines:
         rows: list[tuple[Any, ...]] = []
         for line in lines:
-            rows += _rows(json.loads(line), out)
+            rows += _rows(json.loads(line))
             if len(rows) >= ROW_GROUP:
                 writer.write_table(_table(rows, schema))
                 rows = []
         writer.write_table(_table(rows, schema))
 
 
-def _rows(record: dict[str, Any], out: Path) -> list[tuple[Any, ...]]:
+def _rows(record: dict[str, Any]) -> list[tuple[Any, ...]]:
     name, body = record["custom_id"], record["response"]["body"]
     if record["response"]["status_code"] != 200:
         return [(name, None, None, body["error"]["message"])]
-    if "data" not in body:
-        raise InputError(f"{out}: only embeddings are written as Parquet, but {name!a} has none; use a .jsonl file")
     return [(name, one["index"], _vector(one["embedding"]), None) for one in body["data"]]
 
 

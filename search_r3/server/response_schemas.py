@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from search_r3.index.run_search import MAX_HOPS
+from search_r3.server.embedding_types import EmbeddingType
 
 
 class Answer(BaseModel):
@@ -123,12 +124,18 @@ class EmbeddingsUsage(Usage):
     split_texts: Annotated[Count, Field(description="documents that were embedded in parts")]
 
 
+_Numbers = list[float] | Annotated[str, Field(description="base64 of float32, little-endian")]
+
+
 class Embedding(Answer):
     object: Literal["embedding"]
     index: Count
     embedding: Annotated[
-        list[float] | Annotated[str, Field(description="base64 of float32, little-endian")],
-        Field(description="whole numbers with `int8` and `uint8`; with `binary` and `ubinary` an eighth as many"),
+        _Numbers | dict[EmbeddingType, _Numbers],
+        Field(
+            description="whole numbers with `int8` and `uint8`; with `binary` and `ubinary` an eighth as many; an "
+            "object with one embedding of each type if `embedding_types` was sent"
+        ),
     ]
 
 

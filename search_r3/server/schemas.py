@@ -156,6 +156,11 @@ class _EmbeddingRequest(Strict):
             "the signs of the values, 8 in a number"
         ),
     ] = "float"
+    embedding_types: Annotated[
+        Annotated[list[EmbeddingType], Field(min_length=1, max_length=len(EMBEDDING_TYPES))] | None,
+        _in_one_line(f"expected a list of {', '.join(EMBEDDING_TYPES)}"),
+        Field(description="as in Cohere's embed: `embedding` is then an object with each of these types"),
+    ] = None
     dimensions: Dimensions | None = None
     truncate: Annotated[
         bool | None,

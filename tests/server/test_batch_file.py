@@ -97,6 +97,28 @@ def test_embeddings_as_parquet(tiny: SearchR3, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("request_line", "message"),
+    [
+        (line("ranked", "/v1/rerank", query="x", documents=["x"]), "but 'ranked' asks for /v1/rerank; use a .jsonl"),
+        (line("typed", input="x", embedding_types=["int8"]), "but 'typed' has embedding_types; encoding_format names"),
+    ],
+)
+def test_what_does_not_fit_into_parquet_is_named_before_a_model_is_loaded(
+    tmp_path: Path, request_line: str, message: str
+) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(line("first", input="x") + request_line)
+
+    def load() -> Loaded:
+        raise AssertionError("loaded")
+
+    with pytest.raises(InputError) as caught:
+        answer_batch(file, tmp_path / "out.parquet", load, CONFIG)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out.parquet.part").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "line 1 is not JSON"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from serving_tools import Running, running
 
 from search_r3 import SearchR3
 from search_r3.model.tokenization import encode_as_text, special_ids
-from search_r3.server.embedding_types import quantize, written
+from search_r3.server.embedding_types import EMBEDDING_TYPES, quantize, written
 from search_r3.server.service import Loaded
 
 if TYPE_CHECKING:  # a second to import, in each of `make test`'s processes
@@ -254,3 +254,46 @@ def test_an_unknown_type_is_refused_with_the_known_ones(served: Running) -> None
         "encoding_format",
         "encoding_format: expected one of float, base64, float16, int8, uint8, binary, ubinary",
     )
+
+
+def test_several_types_at_once_are_those_of_sentence_transformers(served: Running, tiny: SearchR3) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    asked = list(EMBEDDING_TYPES)
+    rows = [one["embedding"] for one in served.embed(TEXTS, embedding_types=asked).json["data"]]
+    plain = np.array([row["float"] for row in rows], dtype=np.float32)
+    np.testing.assert_allclose(plain, tiny.encode_document(TEXTS, show_progress_bar=False), atol=2e-6)
+    assert all(list(row) == asked for row in rows)
+    ranges = np.array([[-1.0] * tiny.dimension, [1.0] * tiny.dimension])
+    for form in ("int8", "uint8", "binary", "ubinary"):
+        assert [row[form] for row in rows] == quantize_embeddings(plain, form, ranges=ranges).tolist()
+    for row, vector in zip(rows, plain, strict=True):
+        assert np.array_equal(np.frombuffer(base64.b64decode(row["base64"]), dtype="<f4"), vector)
+        assert np.array_equal(np.array(row["float16"], dtype=np.float16), vector.astype(np.float16))
+
+
+def test_a_list_of_one_type_is_answered_by_an_object_too(served: Running, client: openai.OpenAI) -> None:
+    int8 = served.embed("hello", encoding_format="int8").json["data"][0]["embedding"]
+    assert served.embed("hello", embedding_types=["int8"]).json["data"][0]["embedding"] == {"int8": int8}
+    found = client.embeddings.create(model=NAME, input="hello", extra_body={"embedding_types": ["int8", "ubinary"]})
+    assert cast(dict, found.data[0].embedding)["int8"] == int8  # beside the base64 that the client itself asks for
+    assert served.embed("hello", embedding_types=None).json == served.embed("hello").json
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (
+            {"embedding_types": ["int4"]},
+            400,
+            "embedding_types: expected a list of float, base64, float16, int8, uint8, ",
+        ),
+        ({"embedding_types": "int8"}, 400, "embedding_types: expected a list of float, "),
+        ({"embedding_types": []}, 400, "embedding_types: expected a list of float, "),
+        ({"embedding_types": ["int8"], "encoding_format": "int8"}, 409, "both name the type of the embeddings"),
+    ],
+)
+def test_types_that_are_not_a_list_of_known_ones_are_refused(served: Running, more, status, message) -> None:
+    answer = served.embed(TEXTS, **more)
+    assert (answer.status, answer.error["param"]) == (status, "embedding_types")
+    assert message in answer.error["message"]

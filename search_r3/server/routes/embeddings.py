@@ -60,11 +60,9 @@ async def create_embeddings(request: Request) -> Response:
         body = await read(request, service, EMBEDDINGS)
         name = service.loaded.model.name
         service.loaded.check_name(body.model)
+        write = _writer(body)
         vectors, usage = await embed(request, service, body)
-        data = [
-            {"object": "embedding", "index": i, "embedding": written(vector, body.encoding_format or "float")}
-            for i, vector in enumerate(vectors)
-        ]
+        data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
         return to_json({"object": "list", "data": data, "model": name, "usage": usage})
 
 
@@ -101,6 +99,20 @@ async def embed(
     usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
     usage |= {"truncated_texts": tokenized.truncated, "split_texts": tokenized.split}
     return [_shortened(one.vector, dimensions) for one in _joined(embedded, tokenized)], usage
+
+
+def _writer(body: DocumentEmbeddings | QueryEmbeddings) -> Callable[[np.ndarray], Any]:
+    """What writes an embedding in the types that are asked for. Raises ApiError: 409 if two fields name them.
+
+    OpenAI's client sends an `encoding_format` of its own, so float and base64 are no contradiction.
+    """
+    kind, kinds = body.encoding_format or "float", body.embedding_types
+    if kinds is None:
+        return lambda vector: written(vector, kind)
+    if kind not in ("float", "base64"):
+        message = "encoding_format and embedding_types both name the type of the embeddings; send one of them"
+        raise ApiError(409, message, "conflict", param="embedding_types")
+    return lambda vector: {one: written(vector, one) for one in kinds}
 
 
 def _given(body: DocumentEmbeddings | QueryEmbeddings) -> list[str]:
