@@ -152,6 +152,17 @@ def read_html(markup: str, whole: bool = False) -> HtmlText:
     return page
 
 
+def link_share(markup: str) -> float:
+    """How much of a page's text is in links, 0 to 1."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    body = LexborHTMLParser(markup).body
+    if body is None:
+        return 0.0
+    letters = ["".join(node.text().split()) for node in (body, *body.css("a[href]"))]
+    return sum(map(len, letters[1:])) / max(1, len(letters[0]))
+
+
 def decoded(data: bytes) -> str:
     """The text of an HTML file: by its byte order mark, as UTF-8, by its `meta charset`, or as Windows-1252.
 

@@ -91,12 +91,23 @@ class ParquetReader(DocumentReader):
         number = 0
         try:
             with pyarrow.parquet.ParquetFile(file.path) as table:
+                _check_columns(file, table.schema_arrow.names)
                 for batch in table.iter_batches(PARQUET_ROWS):
                     for value in batch.to_pylist():
                         number += 1
                         yield _parquet_row(file, number, value)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{file.path}: not a Parquet file that can be read ({error}); write it again") from error
+
+
+def _check_columns(file: SourceFile, names: list[str]) -> None:
+    missing = [] if {"id", "_id"} & set(names) else ["id"]
+    missing += [] if {"text", "title"} & set(names) else ["text"]
+    if missing:
+        raise InputError(
+            f'{file.path}: no column "{missing[0]}" (columns found: {", ".join(names)[:500]}); '
+            'write it again with the columns "id" and "text"'
+        )
 
 
 def _parquet_row(file: SourceFile, number: int, value: dict[str, Any]) -> SourceDocument:

@@ -275,6 +275,11 @@ def test_a_notebook_is_its_cells_without_outputs():
                 ("Removal @11.19.1 > Table of contents > More Severe Uninstalling", None),
             ],
         ),
+        (
+            "debmake-doc.epub",
+            {"author": "Osamu Aoki", "language": "en"},
+            [("Guide for Debian Maintainers > Osamu Aoki", None)] * 6 + [("Preface", None)] * 6,
+        ),
         ("removal.md", {"section": "7", "description": "Cleaning the slate"}, [("Synopsis", None)]),
         (
             "msg_01.eml",
@@ -294,10 +299,58 @@ def test_files_of_other_projects(name: str, about: dict[str, str], places: list[
     assert list(zip(titles, numbers, strict=True)) == places
 
 
+def test_chapters_of_a_book_of_another_project():
+    document = read("public/debmake-doc.epub")
+    assert document.title == "Guide for Debian Maintainers"
+    chapters = [heading.title for heading in document.headings if heading.title.startswith(("Chapter", "Appendix"))]
+    assert chapters == [
+        "Chapter 1. Overview", "Chapter 2. Prerequisites", "Chapter 3. Tool Setups", "Chapter 6. debmake options",
+        "Appendix A. debmake(1) manpage",
+    ]  # fmt: skip
+    cut = chunk_document(document, target_words=60, max_words=320)
+    found = next(one for one in cut if "Debian Developer (DD)" in one.text)
+    assert found.title == "2.1. People around Debian"
+    assert "Table of Contents" not in document.text, "a page of links to the chapters is no chapter"
+
+
+def test_a_contents_page_is_left_out_unless_it_has_an_introduction(tmp_path: Path):
+    def book(page: str) -> Path:
+        items = '<item id="0" href="i.xhtml" media-type="application/xhtml+xml"/>'
+        guide = '<guide><reference type="toc" href="i.xhtml#contents"/></guide>'
+        with zipfile.ZipFile(tmp_path / "a.epub", "w") as file:
+            file.writestr("META-INF/container.xml", '<container><rootfile full-path="book.opf"/></container>')
+            spine = f'<manifest>{items}</manifest><spine><itemref idref="0"/></spine>'
+            file.writestr("book.opf", f"<package>{spine}{guide}</package>")
+            file.writestr("i.xhtml", page)
+        return tmp_path / "a.epub"
+
+    links = "<ul><li><a href=a.xhtml>Harbor dues</a><li><a href=b.xhtml>Moorings</a></ul>"
+    (document,) = open_source(book("<h1>Welcome</h1><p>This book is about the harbor.</p>" + links))
+    assert document.text == "Welcome\n\nThis book is about the harbor.\n\nHarbor dues\nMoorings"
+    with pytest.raises(InputError, match="an EPUB without text"):
+        list(open_source(book(links)))
+
+
+def test_messages_of_an_mbox_of_another_project():
+    messages = list(open_source(FILES / "public/test-4-message.mbox"))
+    assert [(one.title, one.text) for one in messages] == [
+        (f"mail {n}", f"The mail content of mail {n}{'.' * (n + 2)}") for n in range(1, 5)
+    ]
+    assert len({one.id for one in messages}) == 4
+    assert messages[0].metadata["date"] == "2011-12-25T21:33:37+08:00"
+
+
+def test_parquet_of_another_project_without_an_id_names_its_columns():
+    with pytest.raises(InputError, match=r'no column "id" \(columns found: carat, cut, color, clarity, .*price'):
+        list(open_source(FILES / "public/v0.7.1.parquet"))
+
+
 def test_all_files_of_a_folder_are_read():
     source = open_source(FILES)
-    assert len({document.path for document in source}) == sum(path.is_file() for path in FILES.rglob("*"))
-    assert source.skipped == []
+    assert len({document.path for document in source}) == sum(path.is_file() for path in FILES.rglob("*")) - 1
+    assert [(one.path, one.reason) for one in source.skipped] == [
+        ("public/v0.7.1.parquet", "a file of records inside a folder; index it by its own path")
+    ]
 
 
 def test_files_may_be_larger_than_text_files(tmp_path: Path):

@@ -225,9 +225,17 @@ def test_parquet_has_the_columns_of_jsonl(tmp_path):
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"text": ["x"]}, 'row 1: the column "id"'), ({"id": ["a", "b"], "text": ["x", " "]}, 'row 2: the column "text"')],
+    [
+        ({"text": ["x"]}, r'a\.parquet: no column "id" \(columns found: text\)'),
+        (
+            {"_id": ["x"], "year": [1]},
+            r'no column "text" \(columns found: _id, year\); write it again with the columns',
+        ),
+        ({"id": ["a", None], "text": ["x", "y"]}, 'row 2: the column "id"'),
+        ({"id": ["a", "b"], "text": ["x", " "]}, 'row 2: the column "text"'),
+    ],
 )
-def test_a_broken_row_of_parquet_is_named(tmp_path, columns, message):
+def test_a_missing_column_or_a_broken_row_of_parquet_is_named(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=message):
         list(open_source(tmp_path / "a.parquet"))
