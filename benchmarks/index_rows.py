@@ -1,4 +1,4 @@
-"""A million rows that lie as real ones do: vectors of real short texts, and perturbed copies of them.
+"""Rows on disk, exact search among them, and rows that lie as real ones do: real vectors and perturbed copies of them.
 
 A copy is moved by the difference of two real neighbors, so it leaves its origin in a direction and by a distance that
 real texts have among themselves. One factor on that move is found such that a row's nearest neighbor is as far, in the
@@ -7,8 +7,7 @@ median, as a real text's; the quantiles of both are measured and reported.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +22,6 @@ PIECE = 1000  # texts encoded between two looks at the clock
 PROBES = 300  # rows whose neighbors are measured
 HALVINGS = 10
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def short_texts(tokenizer: Any, data: Path | None, packages: Sequence[str], longest: int, seed: int) -> list[str]:
-    """Real texts of under `longest` tokens, each once, in random order: titles and questions of the BEIR folders in
-    `data`, and first sentences of the packages' docstrings."""
-    from search_r3.data.sources.docstrings import find_package, read_functions
-    from search_r3.data.sources.querystyle import first_sentence
-    from search_r3.data.sources.records import Records
-    from search_r3.model.tokenization import encode_as_text
-
-    found: dict[str, None] = {}
-    for file in sorted(data.glob("*/*.jsonl")) if data else []:
-        found.update(dict.fromkeys(_fields(file)))
-    for package in packages:
-        for function in read_functions(find_package(package), package, Records("skip")):
-            if sentence := first_sentence(function.docstring):
-                found[sentence] = None
-    texts = [text for text in found if 8 <= len(text) <= 8 * longest]
-    random.Random(seed).shuffle(texts)
-    kept = []
-    for start in range(0, len(texts), PIECE):
-        some = texts[start : start + PIECE]
-        kept += [t for t, ids in zip(some, encode_as_text(tokenizer, some), strict=True) if len(ids) < longest]
-    return kept
-
-
-def _fields(file: Path) -> Iterator[str]:
-    from search_r3.data.io.jsonl import read_jsonl
-
-    for _, value in read_jsonl(file):
-        for name in ("title", "text"):
-            if isinstance(value.get(name), str):
-                yield value[name].strip()
 
 
 def encoded(model: Any, texts: Sequence[str], side: str, folder: Path) -> np.ndarray:
@@ -81,12 +47,23 @@ def unit(matrix: np.ndarray) -> np.ndarray:
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
 
 
-def nearest(queries: np.ndarray, blocks: Iterator[tuple[int, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact search: the `k` largest cosines, best first, and their rows, both (Q, k)."""
+def nearest(
+    queries: np.ndarray,
+    blocks: Iterator[tuple[int, np.ndarray]],
+    k: int,
+    kept: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact search: the `k` largest cosines, best first, and their rows, both (Q, k).
+
+    Args:
+        kept: from row numbers to whether a filter keeps them; None keeps all.
+    """
     best = np.full((len(queries), k), -2.0, dtype=np.float32)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     for start, block in blocks:
         cosines = queries @ block.T
+        if kept is not None:
+            cosines[:, ~kept(np.arange(start, start + len(block)))] = -2.0
         top = np.argpartition(-cosines, min(k, len(block)) - 1, axis=1)[:, :k]
         both = np.concatenate([best, np.take_along_axis(cosines, top, 1)], axis=1)
         names = np.concatenate([rows, top + start], axis=1)
@@ -170,15 +147,43 @@ def write_rows(rows: Rows, path: Path) -> None:
                 say(f"rows: {start:,} of {rows.count:,}")
 
 
+def write_parts(files: Sequence[Path], skip: int, count: int, path: Path) -> None:
+    """Rows `skip` to `skip + count` of the parts together, of unit length, as one .npy file."""
+    dimension = np.load(files[0], mmap_mode="r").shape[1]
+    with atomic_path(path) as scratch, open(scratch, "wb") as handle:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+        np.lib.format.write_array_header_1_0(handle, header)
+        written = 0
+        for file in files:
+            part = np.load(file)
+            some = part[skip : skip + count - written]
+            skip = max(0, skip - len(part))
+            handle.write(unit(some).tobytes())
+            written += len(some)
+    if written != count:
+        raise SystemExit(f"the parts have {written:,} rows where {count:,} were counted")
+
+
+def real_distances(path: Path, count: int, seed: int) -> dict[str, Any]:
+    """Quantiles of the cosine distance to the nearest and the tenth neighbor, of sampled rows."""
+    chosen = np.sort(np.random.default_rng(seed).choice(count, min(PROBES, count), replace=False))
+    cosines, _ = nearest(_rows_at(path, chosen), on_disk(path), 11)
+    distances = 1 - cosines[:, [1, 10]]
+    return {"quantiles": list(QUANTILES), "nearest": _quantiles(distances[:, 0]), "tenth": _quantiles(distances[:, 1])}
+
+
+def _rows_at(path: Path, chosen: np.ndarray) -> np.ndarray:
+    parts = (
+        (start, block, chosen[(chosen >= start) & (chosen < start + len(block))]) for start, block in on_disk(path)
+    )
+    return np.concatenate([block[some - first] for first, block, some in parts])
+
+
 def likeness(rows: Rows, path: Path) -> dict[str, Any]:
     """Quantiles of the cosine distance to the nearest and the tenth neighbor, of real texts and of all rows."""
     rng = np.random.default_rng([rows.seed, 3 << 32])
     chosen = np.sort(rng.choice(rows.count, min(PROBES, rows.count), replace=False))
-    parts = (
-        (start, block, chosen[(chosen >= start) & (chosen < start + len(block))]) for start, block in on_disk(path)
-    )
-    probes = np.concatenate([block[some - first] for first, block, some in parts])
-    cosines, _ = nearest(probes, on_disk(path), 11)
+    cosines, _ = nearest(_rows_at(path, chosen), on_disk(path), 11)
     made = 1 - cosines[:, [1, 10]]
     return {
         "quantiles": list(QUANTILES),

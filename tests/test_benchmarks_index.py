@@ -91,5 +91,79 @@ def test_rows_are_the_same_every_time_and_as_far_apart_as_the_real_ones(
         assert (ids[:, 0] == np.arange(5)).all()
 
 
+def test_an_exact_search_with_a_filter_finds_the_nearest_of_the_rows_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fresh_benchmarks(monkeypatch):
+        rows_of, spec = importlib.import_module("index_rows"), importlib.import_module("index_spec")
+        rows = rows_of.unit(np.random.default_rng(0).standard_normal((2000, 8)))
+        parts = spec.filter_value(np.arange(2000))
+        assert [spec.filter_value(number) for number in range(50)] == parts[:50].tolist()
+        assert 0.05 < np.mean(parts < 10) < 0.15
+        _, found = rows_of.nearest(
+            rows[:5], rows_of.in_memory(rows), 3, lambda numbers: spec.filter_value(numbers) < 10
+        )
+        kept = np.flatnonzero(parts < 10)
+        assert np.array_equal(found, kept[np.argsort(-(rows[:5] @ rows[kept].T), axis=1)[:, :3]])
+
+
+def test_texts_are_sentences_each_once_and_cut_where_the_encoder_would(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from search_r3 import SearchR3
+
+    with fresh_benchmarks(monkeypatch):
+        texts_of = importlib.import_module("index_texts")
+        (tmp_path / "a.txt").write_text(PROSE)
+        (tmp_path / "b.md").write_text("The kettle is on the stove.\n")
+        (tmp_path / "data.bin").write_bytes(b"\0\1")
+        texts, counts = texts_of.read_texts([("documents", tmp_path)])
+        assert sorted(texts) == [
+            "It has been there since the early morning of the day before yesterday.",
+            "The kettle is on the stove.",
+        ]
+        assert counts == {"documents": 2}
+        tokenizer = SearchR3.from_pretrained(tiny_model).tokenizer
+        short, cut = texts_of.cut(tokenizer, texts, 6, 10)
+        assert cut >= 1
+        for text, whole in zip(short, texts, strict=True):
+            assert whole.startswith(text)
+            assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 6
+
+
+def test_an_encoder_that_was_stopped_goes_on_with_the_next_part(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(
+        "\n\n".join(f"The kettle of house {n} is on the stove." for n in range(25))
+    )
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    (tmp_path / "data" / "set" / "queries.jsonl").write_text('{"_id": "1", "text": "where is the kettle"}\n')
+    into = tmp_path / "rows"
+    given = ["index_encode.py", into, "--from", f"documents={tmp_path / 'texts'}", "--questions", tmp_path / "data"]
+    given += ["--model", tiny_model, "--engine", "torch", "--part", 10]
+    with benchmark_script("index_encode", monkeypatch) as encoder:
+        monkeypatch.setattr(sys, "argv", [*map(str, given), "--parts", "1"])
+        encoder.main()
+        assert sorted(path.name for path in into.glob("*.npy")) == ["questions.npy", "rows-0000.npy"]
+        before = (into / "rows-0000.npy").stat().st_mtime_ns
+        (tmp_path / "texts" / "a.txt").write_text("Other words, which come too late to be read.")
+        monkeypatch.setattr(sys, "argv", [*map(str, given)])
+        encoder.main()
+        assert [len(np.load(path)) for path in sorted(into.glob("rows-*.npy"))] == [10, 10, 5]
+        assert (into / "rows-0000.npy").stat().st_mtime_ns == before
+        monkeypatch.setattr(sys, "argv", [*map(str, given), "--longest", "7"])
+        with pytest.raises(SystemExit, match="begun with another"):
+            encoder.main()
+
+
+PROSE = """
+The kettle is on the stove. It has been there since the early morning
+of the day before yesterday.
+
+    0x1f 12  44 | 5  7 8
+    0x2f 13  45 | 5  7 9 .
+"""
+
+
 def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
