@@ -358,9 +358,8 @@ class TeiEmbedRequest(Strict):
         Field(description="a text or texts; the answer is a list of vectors in any case"),
     ]
     normalize: Annotated[
-        Literal[True] | None,
-        _in_one_line("expected true: the embeddings of this model are unit vectors; omit it, or send true"),
-        Field(description="the embeddings are unit vectors in any case"),
+        bool | None,
+        Field(description="the embeddings are unit vectors in any case; Haystack's client sends false by itself"),
     ] = True
     prompt_name: Annotated[
         Literal["query", "document"] | None,

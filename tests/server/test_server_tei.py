@@ -32,6 +32,13 @@ def test_hugging_faces_client_works_unchanged(served: Running, tiny: SearchR3, m
         np.testing.assert_allclose(query, tiny.encode_query(["train"], reasoning=False), atol=1e-5)
 
 
+def test_embeddings_are_unit_vectors_whatever_normalize_says(served: Running) -> None:
+    """Haystack's HuggingFaceAPIDocumentEmbedder sends false unless it is told otherwise."""
+    found = [served.post("/embed", {"inputs": TEXTS, "normalize": said}).json for said in (False, True, None)]
+    assert found[0] == found[1] == found[2]
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
+
+
 def test_the_answer_is_a_list_of_vectors(served: Running, tiny: SearchR3) -> None:
     found = served.post("/embed", {"inputs": TEXTS[0], "dimensions": tiny.dimension}).json
     np.testing.assert_allclose(found, tiny.encode_document(TEXTS[:1], show_progress_bar=False), atol=1e-5)
@@ -65,7 +72,7 @@ def test_texts_are_put_in_order(tiny: SearchR3, tiny_cross_encoder: Path, served
         ({"inputs": 5}, 400, "inputs"),
         ({"inputs": []}, 400, "inputs"),
         ({"inputs": [" "]}, 400, "inputs.0"),
-        ({"inputs": "x", "normalize": False}, 400, "normalize"),
+        ({"inputs": "x", "normalize": 1}, 400, "normalize"),
         ({"inputs": "x", "prompt_name": "passage"}, 400, "prompt_name"),
         ({"inputs": "x", "dimensions": 7}, 400, "dimensions"),
         ({"inputs": LONG, "truncate": False}, 413, "inputs"),
