@@ -157,8 +157,8 @@ def split_queries(
     train = [query for query, twin in zip(others, near, strict=True) if not twin]
     if not train or not held_out:
         raise InputError(
-            f"{len(kept)} of {len(queries)} queries have a relevant document in the index, of which {len(train)} would "
-            f"be trained on and {len(held_out)} held out; give more queries, or documents by the index's ids"
+            f"{len(kept)} of {len(queries)} queries have a relevant document in the index: {len(held_out)} are held "
+            f"out and {len(train)} are left, but both are needed; give more queries, or documents by the index's ids"
         )
     return QuerySplit(train, held_out, sum(near), len(queries) - len(kept), unknown)
 

@@ -141,10 +141,22 @@ def test_tune_stores_what_is_better_and_refuses_what_is_not(folder, misled, judg
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [([], "give judged queries to tune on"), (["{judged}", "--forget"], "or --forget"), (["missing"], "missing")],
+    [
+        ([], "give judged queries to tune on"),
+        (["{judged}", "--forget"], "or --forget"),
+        (["missing"], 'no data set "missing"'),
+        (["missing.jsonl"], "error: missing.jsonl does not exist; check the path"),
+        (["{judged}.none"], ".none does not exist; check the path"),
+        (
+            ["{two}"],
+            "2 of 2 queries have a relevant document in the index: 0 are held out and 2 are left, but both are",
+        ),
+    ],
 )
 def test_bad_input_is_one_line(folder, judged, more, message, capsys):
-    assert main(["tune", str(folder), *(part.format(judged=judged) for part in more)]) == 2
+    two = judged.with_name("two.jsonl")
+    two.write_text("".join(judged.read_text().splitlines(keepends=True)[:2]))
+    assert main(["tune", str(folder), *(part.format(judged=judged, two=two) for part in more)]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1

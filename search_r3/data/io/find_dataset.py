@@ -25,7 +25,8 @@ def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
     "mteb:TASK", "hf:OWNER/NAME" and "nanobeir:NAME" are downloaded there on first use (see `remote_datasets`).
 
     Raises:
-        InputError: there is no data set of that name; the message lists the available ones and suggests the nearest.
+        InputError: there is no data set of that name; the message lists the available ones and suggests the nearest,
+            unless it can only be a path.
     """
     if is_remote(name):
         return fetch(str(name), data_root)
@@ -35,6 +36,8 @@ def find_dataset(name: str | Path, data_root: str | Path | None = None) -> Path:
         return below
     if Path(name).exists():
         return Path(name)
+    if Path(name).is_absolute() or Path(name).suffix == ".jsonl":
+        raise InputError(f"{name} does not exist; check the path")
     names = available_datasets(base)
     if not names:
         raise InputError(
