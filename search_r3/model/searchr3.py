@@ -31,6 +31,7 @@ from search_r3.model.resolve import default_model
 from search_r3.model.tokenization import (
     DEFAULT_QUERY_TOKENS,
     MAX_CHARACTERS,
+    CountedTexts,
     Text,
     Tokens,
     check_queries,
@@ -80,6 +81,7 @@ class SearchR3:
         self.dtype: str = self.engine_spec.precision or str(checkpoint.model.dtype).removeprefix("torch.")
         self.templates = templates_of(self.contract.prompts, self.tokenizer)
         self.engine: Engine = self.open_engine(self.engine_spec)
+        self._counted = CountedTexts(self.tokenizer)
         self._documents: SearchR3 | None = None
         self._documents_lock = threading.Lock()
 
@@ -254,7 +256,7 @@ class SearchR3:
 
         A text whose case the contract changes, such as one in capitals, may have fewer tokens when it is embedded.
         """
-        return count_tokens(self.tokenizer, texts)
+        return self._counted.count(texts)
 
     def token_rows(
         self,
@@ -295,7 +297,12 @@ class SearchR3:
         Raises:
             InputError: a text is empty or not a string.
         """
-        rows = self.token_rows(texts, limit + 1)
+        check_texts(texts)
+        normalize = self.checkpoint.normalizer(queries=False) or str
+        same = [text for text in texts if isinstance(text, str) and normalize(text) == text]
+        known = self._counted.take(same)  # those that `count_tokens` has just counted
+        others = iter(self.token_rows([text for text in texts if text not in known], limit + 1))
+        rows = [known[text][: limit + 1] if text in known else next(others) for text in texts]
         return [Tokens(tuple(row[:limit])) for row in rows], [len(row) for row in rows]
 
     def encode_query(

@@ -7,10 +7,12 @@ generated.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import threading
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +83,37 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         return []
     encode, _ = _encoder(tokenizer)
     return [len(encoding.ids) for encoding in encode(list(texts))]
+
+
+class CountedTexts:
+    """Counts the tokens of texts and remembers the ids of the newest, as whoever builds an index first measures a chunk
+    and then embeds it. Safe for concurrent use.
+
+    Args:
+        most: how many texts are remembered.
+    """
+
+    def __init__(self, tokenizer: Any, most: int = 4096) -> None:
+        self._tokenizer, self._most = tokenizer, most
+        self._ids: dict[str, array[int]] = {}
+        self._lock = threading.Lock()
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """`count_tokens`."""
+        if not texts:
+            return []
+        encode, _ = _encoder(self._tokenizer)
+        rows = [encoding.ids for encoding in encode(list(texts))]
+        with self._lock:
+            self._ids.update((text, array("I", row)) for text, row in zip(texts, rows, strict=True) if text.strip())
+            for text in list(itertools.islice(self._ids, max(0, len(self._ids) - self._most))):
+                del self._ids[text]
+        return [len(row) for row in rows]
+
+    def take(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """The ids of those of the texts that are remembered, which are then forgotten."""
+        with self._lock:
+            return {text: self._ids.pop(text).tolist() for text in texts if text in self._ids}
 
 
 def token_rows(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search_r3 import InputError, SearchR3
-from search_r3.model.tokenization import TextStream, Tokens, encode_as_text, special_ids
+from search_r3.model.tokenization import CountedTexts, TextStream, Tokens, encode_as_text, special_ids
 
 TEXTS = ["Paris is the capital.", "naïve 日本語 text with <|embed_token|> in it"]
 
@@ -66,3 +66,26 @@ def test_the_pieces_put_together_are_the_text(tiny: SearchR3, text: str) -> None
     assert "".join([*pieces, stream.finish()]) == tiny.tokenizer.decode(ids).strip() == text.strip()
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_counted_texts_are_not_tokenized_again(tiny: SearchR3, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEXTS, TEXTS[0], "counted by nobody", "LOUD WORDS"]
+    expected = tiny.tokenize_documents(texts, 4)
+    lengths = [len(text.ids) for text in tiny.tokenize_documents(TEXTS, 512)[0]]
+    assert tiny.count_tokens([*texts[:2], " "]) == [*lengths, 1]
+    given: list[list[str]] = []
+    real = tiny.token_rows
+    monkeypatch.setattr(tiny, "token_rows", lambda some, limit: given.append(some) or real(some, limit))
+    tiny.count_tokens(TEXTS)
+    assert tiny.tokenize_documents(texts, 4) == expected
+    assert tiny.tokenize_documents(texts, 4) == expected  # forgotten once they were used
+    assert given == [texts[3:], texts]
+    with pytest.raises(InputError, match="text 3 of 3 is empty"):
+        tiny.tokenize_documents([*TEXTS, " "], 4)
+
+
+def test_counted_texts_are_forgotten_from_the_oldest_on(tiny: SearchR3) -> None:
+    counted = CountedTexts(tiny.tokenizer, most=2)
+    assert counted.count(["a", "b", "c", " "]) == [1, 1, 1, 1]
+    assert list(counted.take(["a", "b", "c", " "])) == ["b", "c"]
+    assert counted.count([]) == []

@@ -43,6 +43,7 @@ from search_r3.index.build.build_report import IndexReport, Removal
 from search_r3.index.build.embedding import token_limit
 from search_r3.index.build.index_diff import ChangeBatch, IndexDiff
 from search_r3.index.build.relevance_floor import keep_floor
+from search_r3.index.chunking.chunking_cache import ChunkingCache
 from search_r3.index.encoder_protocol import Encoder
 from search_r3.index.index_info import IndexInfo
 from search_r3.index.index_sources import DOCUMENTS, Scope, SourceRecord, Sources
@@ -141,7 +142,9 @@ class BuildRun:
         if self.index is not None and not self.first:
             self.before = self.index.pinned()
         limit = token_limit(self.model, max_length)
-        return IndexDiff(self.before, ColumnTypes(self.schema, self.declared), max_length, self.scope, limit)
+        cuts = ChunkingCache.of(self.model.contract_hash, max_length)
+        types_so_far = ColumnTypes(self.schema, self.declared)
+        return IndexDiff(self.before, types_so_far, max_length, self.scope, limit, cuts)
 
     def commit(self, batches: list[ChangeBatch]) -> None:
         """Write the changes of these batches in one commit."""

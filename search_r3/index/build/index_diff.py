@@ -20,6 +20,7 @@ from search_r3.index.backends.lance.table_columns import ColumnTypes
 from search_r3.index.backends.lance.table_rows import make_row
 from search_r3.index.build.build_report import Removal
 from search_r3.index.chunking.chunker import Chunk, chunk_document
+from search_r3.index.chunking.chunking_cache import ChunkingCache, Cut, document_digest, rows_digest
 from search_r3.index.chunking.token_limit import TokenLimit
 from search_r3.index.index_sources import API, Scope
 from search_r3.index.readers.path_source import Amount, outermost, printable
@@ -66,6 +67,16 @@ class ChangeBatch:
     position: Amount = field(default_factory=Amount)
 
 
+@dataclass(slots=True)
+class _Given:
+    """A document of a batch with its digest, and its chunks or what it was cut into before."""
+
+    document: SourceDocument
+    digest: bytes
+    chunks: list[Chunk] = field(default_factory=list)
+    known: Cut | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredRow:
     """What is compared of a row that the index has."""
@@ -84,6 +95,7 @@ class IndexDiff:
         max_length: tokens a text is truncated to; part of its hash.
         scope: the documents' source, and what belongs to it.
         tokens: the token limit of chunks; None does not measure them.
+        cuts: what documents were cut into before; None remembers nothing. It is closed with this object.
 
     Attributes:
         conflicts: documents that were left out because another source has their ids.
@@ -96,9 +108,11 @@ class IndexDiff:
         max_length: int | None,
         scope: Scope,
         tokens: TokenLimit | None = None,
+        cuts: ChunkingCache | None = None,
     ) -> None:
         self._before, self._types, self.max_length, self._scope = before, types, max_length, scope
         self._tokens = tokens
+        self._cuts = cuts or ChunkingCache(None)
         self.seen, self.removed, self._documents = SeenIds(), SeenIds(), SeenIds()
         self.conflicts: list[Skipped] = []
         self._only: frozenset[str] | None = None
@@ -113,15 +127,20 @@ class IndexDiff:
         self._types.misfits = getattr(documents, "misfits", {})
         self._skipped = getattr(documents, "skipped", [])
         self._only = getattr(documents, "only", None)
-        waiting: list[tuple[SourceDocument, list[Chunk]]] = []
+        waiting: list[_Given] = []
         chunks = 0
         for document in self._scope.documents(documents):
             if (first := self._documents.add(document.id, document.place)) is not None:
                 raise InputError(
                     f'the id "{document.id}" is used twice: at {first} and at {document.place}; make ids unique'
                 )
-            waiting.append((document, chunk_document(document, tokens=self._tokens)))
-            chunks += len(waiting[-1][1])
+            given = _Given(document, document_digest(document))
+            if self._before is not None:
+                given.known = self._cuts.get(given.digest)
+            if given.known is None:
+                given.chunks = chunk_document(document, tokens=self._tokens)
+            waiting.append(given)
+            chunks += len(given.chunks) if given.known is None else given.known.chunks
             if chunks >= count:
                 yield self._compare(waiting, getattr(documents, "position", Amount()))
                 waiting, chunks = [], 0
@@ -191,16 +210,21 @@ class IndexDiff:
 
     def close(self) -> None:
         """Release the sets of seen ids."""
-        for ids in (self.seen, self.removed, self._documents):
+        for ids in (self.seen, self.removed, self._documents, self._cuts):
             ids.close()
 
-    def _compare(self, given: list[tuple[SourceDocument, list[Chunk]]], position: Amount) -> ChangeBatch:
+    def _compare(self, given: list[_Given], position: Amount) -> ChangeBatch:
         batch = ChangeBatch(documents=len(given), position=position)
         rows: dict[str, dict[str, Any]] = {}
-        for document, chunks in given:
-            for chunk in chunks:
+        new: list[tuple[bytes, Cut]] = []
+        for one in self._without_unchanged(given, batch):
+            for chunk in one.chunks:
                 self.seen.add(chunk.id)
-                rows[chunk.id] = make_row(chunk, self.max_length, self._scope.record.name, document.place)
+                rows[chunk.id] = make_row(chunk, self.max_length, self._scope.record.name, one.document.place)
+            if len(one.chunks) > 1:
+                digest = rows_digest((chunk.id, rows[chunk.id][ROW_HASH]) for chunk in one.chunks)
+                new.append((one.digest, Cut(digest, len(one.chunks))))
+        self._cuts.put(new)
         stored = self._stored_rows(rows)
         if not self._scope.take_over:
             self._leave_to_others(batch, rows, stored)
@@ -219,6 +243,28 @@ class IndexDiff:
                 batch.texts[row[TEXT_HASH]] = row[CONTENT].strip()
                 batch.names.append(row["id"])
         return batch
+
+    def _without_unchanged(self, given: list[_Given], batch: ChangeBatch) -> list[_Given]:
+        """The documents but those whose stored rows are known to be what they are cut into; all others are cut."""
+        names = sorted(one.document.id for one in given if one.known is not None)
+        stored: dict[str, list[tuple[str, str, str | None]]] = {}
+        if names and self._before is not None:
+            columns = ["id", "document", ROW_HASH, SOURCE]
+            for identifier, document, *rest in self._before.rows_where("document", names, columns):
+                stored.setdefault(document, []).append((identifier, *rest))
+        changed: list[_Given] = []
+        for one in given:
+            if one.known is not None:
+                rows = stored.get(one.document.id, [])
+                same = all(source == self._scope.record.name for _, _, source in rows)
+                if same and one.known.digest == rows_digest((identifier, row_hash) for identifier, row_hash, _ in rows):
+                    batch.unchanged += len(rows)
+                    for identifier, _, _ in rows:
+                        self.seen.add(identifier)
+                    continue
+                one.chunks = chunk_document(one.document, tokens=self._tokens)
+            changed.append(one)
+        return changed
 
     def _stored_rows(self, rows: dict[str, dict[str, Any]]) -> dict[str, StoredRow]:
         """The index's rows that have the ids of `rows`, or belong to their documents."""

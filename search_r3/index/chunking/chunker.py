@@ -23,7 +23,9 @@ from search_r3.index.chunking.text_splitting import (
     Piece,
     Separators,
     closes,
+    measured,
     size,
+    size_of,
     split_by_tokens,
     split_by_words,
     trimmed,
@@ -351,17 +353,22 @@ def _pack(blocks: Iterable[Block], separators: Separators, target: int, limit: i
     short = target * SHORT if separators is PROSE else 0
     pending: list[Piece] = []
     done: list[Piece] = []  # at most one, which a short remainder may join
+    words = length = done_words = done_length = 0  # `measured` of both
     for block in blocks:
-        words, more = size(_joined(pending).text) if pending else 0, size(block.piece.text)
-        if pending and words >= short and words + more > target:
+        more_words, more_length = measured(block.piece.text)
+        before, more = size_of(words, length), size_of(more_words, more_length)
+        if pending and before >= short and before + more > target:
             yield from done
-            done, pending, words = [_joined(pending)], [], 0
+            done, done_words, done_length = [_joined(pending)], words, length
+            pending, words, length, before = [], 0, 0, 0
         pending.append(block.piece)
-        if words + more > limit:
+        words, length = words + more_words, length + more_length
+        if before + more > limit:
             yield from done
             yield from split_by_words(_joined(pending), separators, target, limit)
-            done, pending = [], []
-    if done and pending and size(_joined(pending).text) < short and size(_joined(done + pending).text) <= limit:
+            done, pending, words, length = [], [], 0, 0
+    fits = size_of(done_words + words, done_length + length) <= limit
+    if done and pending and size_of(words, length) < short and fits:
         done, pending = [_joined(done + pending)], []
     yield from done
     if pending:

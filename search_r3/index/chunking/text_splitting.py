@@ -48,10 +48,20 @@ class Piece:
 Separators = Sequence[re.Pattern[str]]
 
 
-def size(text: str) -> int:
-    """Number of words, or UTF-8 bytes / 6 if that is more: source code and Chinese have few spaces but many tokens."""
+def measured(text: str) -> tuple[int, int]:
+    """Number of words, and their UTF-8 bytes. Those of texts joined by white space add up."""
     words = text.split()
-    return max(len(words), len("".join(words).encode("utf-8", "replace")) // BYTES_PER_WORD)
+    return len(words), len("".join(words).encode("utf-8", "replace"))
+
+
+def size_of(words: int, length: int) -> int:
+    """Number of words, or UTF-8 bytes / 6 if that is more: source code and Chinese have few spaces but many tokens."""
+    return max(words, length // BYTES_PER_WORD)
+
+
+def size(text: str) -> int:
+    """`size_of` a text."""
+    return size_of(*measured(text))
 
 
 def trimmed(text: str) -> tuple[str, int, int]:

@@ -18,6 +18,7 @@ PART = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")
 LONGEST_RUN = 24  # characters; longer ones hardly ever occur twice
 MOST_WORDS = 200_000
 LETTERS_PER_TOKEN = 4
+BYTES_PER_WORD = 8  # with a space; in source code and the like there are more, and the bound seldom decides
 TOKENS_PER_CHARACTER = 2  # in other scripts, if the tokenizer is unknown
 
 
@@ -62,6 +63,8 @@ class TokenLimit:
         if size + grown <= self.limit:
             return True
         words = text.split()
+        if size > BYTES_PER_WORD * len(words):
+            return False
         unspaced = words[:1] if len(words) == text.count(" ") + 1 else UNSPACED.findall(text)
         blanks = len(text) - len("".join(words)) - (len(words) - len(unspaced))
         room = self.limit - grown - blanks
