@@ -27,6 +27,8 @@ HALF_WIDTH = 1.96
 """Standard errors on each side of a mean that give its 95% interval."""
 FEW_POINTS = 3
 """Fewer measured points than this show no trend, so they are not joined by a line."""
+WORDS = {"given": "true", "shuffled": "another query's", "on": "its own"}
+"""Dev metrics of queries with words before the embed token, and whose words they are."""
 NEEDS_ROWS = {"infonce_reasoning": "rows_reasoning", "accuracy_reasoning": "rows_reasoning"}
 """Metrics that mean nothing at a step where this other metric, if it is logged, is 0."""
 
@@ -66,7 +68,7 @@ class Panel:
 PANELS = (
     Panel("dev", "dev nDCG@10 (dashed: reasoning on)",
           dev={"off": "off", "on": "on", "latent": "latent", "read": "read"}),
-    Panel("words", "dev nDCG@10 (given; dashed: shuffled)", dev={"given": "given", "shuffled": "shuffled"}),
+    Panel("words", "dev gain over direct (by the words read)", dev={"given": "given", "shuffled": "shuffled"}),
     Panel("loss", "loss and its terms", {"loss": "loss", "infonce": "InfoNCE", "triplet": "triplet",
           "sft": "cross-entropy", "kl": "KL to the base", "distillation": "KL to the teacher",
           "self_teaching": "KL of changed queries", "view_distillation": "KL to the query with reasoning",
@@ -176,6 +178,23 @@ def dev_intervals(dev: Sequence[dict[str, Any]], ending: str) -> list[tuple[floa
     if not means or means.keys() != errors.keys():
         return []
     return [(mean - HALF_WIDTH * errors[step], mean + HALF_WIDTH * errors[step]) for step, mean in means.items()]
+
+
+def words_gains(dev: Sequence[dict[str, Any]]) -> dict[str, Points]:
+    """By how much words before the embed token raise dev nDCG@10 over the direct query: `WORDS` -> points.
+
+    Each is the mean over the pools whose queries have given reasoning; {} if none has.
+    """
+    gains: dict[str, list[tuple[int, Any]]] = {label: [] for label in WORDS.values()}
+    for record in dev:
+        values = record["dev"]
+        pools = [name.removesuffix(".given") for name in values if name.endswith(".given")]
+        for ending, label in WORDS.items():
+            found = [(values.get(f"{pool}.{ending}"), values.get(f"{pool}.off")) for pool in pools]
+            over = [with_words - direct for with_words, direct in found if None not in (with_words, direct)]
+            if over:
+                gains[label].append((record["step"], sum(over) / len(over)))
+    return {label: points for label, values in gains.items() if (points := finite_points(values))}
 
 
 def best_dev(steps: Sequence[dict[str, Any]], dev: Sequence[dict[str, Any]]) -> tuple[str, int, float] | None:

@@ -19,6 +19,7 @@ from search_r3.training_curves import (
     read_log,
     resumed_after,
     running_mean,
+    words_gains,
 )
 
 
@@ -101,3 +102,17 @@ def test_constants_are_words_unless_one_metric_of_the_panel_changes() -> None:
 def test_a_fall_of_the_peak_memory_is_a_new_process() -> None:
     assert resumed_after([step_record(n, memory_gib=g) for n, g in ((1, 2.0), (2, 2.5), (3, 1.0), (4, 1.5))]) == [2]
     assert resumed_after([step_record(1)]) == []
+
+
+def test_words_are_measured_against_the_direct_query_where_there_are_true_ones() -> None:
+    first = {"a.dev.off": 0.5, "a.dev.on": 0.52, "a.dev.given": 0.6, "a.dev.shuffled": 0.45, "a.dev.given_se": 0.1,
+             "b.dev.off": 0.4, "b.dev.on": 0.36, "b.dev.given": 0.45, "b.dev.shuffled": 0.4,
+             "c.dev.off": 0.1, "c.dev.on": 0.9}  # fmt: skip
+    dev = [{"step": 0, "dev": first}, {"step": 9, "dev": {"c.dev.off": 0.1, "c.dev.on": 0.2}}]
+    gains = words_gains(dev)
+    assert list(gains) == ["true", "another query's", "its own"]
+    assert [points[0] for points in gains.values()] == [
+        (0, pytest.approx(0.075)), (0, pytest.approx(-0.025)), (0, pytest.approx(-0.01))
+    ]  # fmt: skip
+    assert all(len(points) == 1 for points in gains.values())
+    assert words_gains(dev[1:]) == {}

@@ -35,6 +35,7 @@ from search_r3.training_curves import (
     resumed_after,
     running_mean,
     spread,
+    words_gains,
 )
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -183,6 +184,8 @@ def _one_run(run: Run) -> list[tuple[Panel, list[Line]]]:
             for pool, points in run.dev_metrics(ending).items():
                 label = pool if dashes == "-" else ""
                 lines.append(Line(label, points, colors[pool], dashes, True, pool == "mean"))
+        if panel.name == "words":
+            lines = [Line(name, points, i, dev=True) for i, (name, points) in enumerate(words_gains(run.dev).items())]
         if panel.name != "dev" or len(pools) > 1:  # one pool is what the first row shows
             drawn[panel.name] = (panel, [] if constants(run.steps, panel) else [one for one in lines if one.points])
     first = FIRST[0] if drawn["reward"][1] else FIRST[1]

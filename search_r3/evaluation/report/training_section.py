@@ -39,6 +39,7 @@ from search_r3.training_curves import (
     metric_points,
     resumed_after,
     running_mean,
+    words_gains,
 )
 
 KEEP = "search-r3 card models/NAME --run results/training/NAME --keep runs/NAME"
@@ -47,7 +48,7 @@ MOST_DOTS = 30
 """A line of more points than this is drawn without dots, and with its raw values behind the running mean."""
 MOST_POINTS = 150
 """Maximum number of points of a line; each is the mean over a stretch of steps."""
-SHOWN = ("reward", "dev", "kl", "loss", "dev-reward", "length", "dev-length", "age", "stale", "emission")
+SHOWN = ("reward", "dev", "words", "kl", "loss", "dev-reward", "length", "dev-length", "age", "stale", "emission")
 """The panels of `training_curves.PANELS` that the page shows, in this order."""
 MODES = {"off": "direct", "on": "reasoning", "latent": "latent", "read": "reading"}
 """The modes of the dev plot, by their endings."""
@@ -103,6 +104,9 @@ def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN)
         if panel.name == "dev":
             plots += _dev_plot(run, width)
             continue
+        if panel.name == "words":
+            plots += _words_plot(run, panel, width)
+            continue
         lines = _dev_lines(run, panel) if panel.dev else _step_lines(run, panel)
         if not lines or constants(run.steps, panel):
             continue
@@ -117,6 +121,19 @@ def run_plots(run: TrainingRun, width: int = WIDTH, only: Sequence[str] = SHOWN)
         log = panel.log and not panel.from_zero and _wide(summary)
         plots.append(line_plot(plot, lines, zero=panel.from_zero, log=log))
     return plots
+
+
+def _words_plot(run: TrainingRun, panel: Panel, width: int) -> list[str]:
+    """What true words, another query's and its own add to the direct query; [] if no query had given words."""
+    lines = [Series(label, points, style) for style, (label, points) in enumerate(words_gains(run.dev).items())]
+    if not lines:
+        return []
+    description = "; ".join(
+        f"{one.label}: " + ", ".join(f"{y:+.3f} at step {x:,.0f}" for x, y in one.points) for one in lines
+    )
+    title = panel.title[0].upper() + panel.title[1:]
+    plot = Plot(f"words-{run.name}", title, description, "step", "", width)
+    return [line_plot(plot, lines, direct_labels=True, joined=len(lines[0].points) >= FEW_POINTS)]
 
 
 def _dev_plot(run: TrainingRun, width: int) -> list[str]:
