@@ -98,7 +98,7 @@ class ApproximateIndex:
         sampled: number of queries of each origin.
         goal: the recall that it must reach.
         partitions: number of partitions.
-        nprobes: partitions searched; all of them if those have too few results, or with a filter.
+        nprobes: partitions searched; more with a filter, and all of them if those have too few results.
         refine: candidates scored exactly, as a multiple of the number of results.
         rows: number of rows it was trained on.
         measured_rows: number of rows when its recall was measured.

@@ -24,6 +24,7 @@ from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
 from search_r3.index.backends.lance.duplicates import count_duplicate_ids
+from search_r3.index.backends.lance.fixed_versions import FixedVersions
 from search_r3.index.backends.lance.floor_record import read_floor, write_floor
 from search_r3.index.backends.lance.full_text import full_text_state
 from search_r3.index.backends.lance.fusion_record import read_fusion, write_fusion
@@ -55,7 +56,9 @@ from search_r3.index.storage.deadline import bounded, within_deadline
 from search_r3.index.storage.location import Location, Remote, brief, failed_storage, files_lost, storage_errors
 
 TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide between equal scores
-EXACT_MATCHES = 20_000  # if a filter leaves fewer rows, all are compared: a few milliseconds
+EXACT_MATCHES, EXACT_SHARE = 100, 1 / 2000
+"""If a filter leaves fewer rows, or a smaller share of them, all that it leaves are compared. Each is read alone, which
+takes as long as comparing the codes of thousands (LOG.md, 2026-11-30)."""
 OPENING, SEARCHING, READING = "opening the index", "the search", "reading from the index"
 LONG = 10.0  # seconds; an attempt that failed after this long is not repeated in another way
 LOOKED_UP_AT_ONCE = 1000  # values in one SQL condition
@@ -91,6 +94,7 @@ class LanceBackend(IndexBackend):
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and the index opened at it
         self._has_full_text = False
+        self._readers = FixedVersions(location, TABLE)
 
     # ------------------------------------------------------------------------------------------------------- opening
 
@@ -138,7 +142,10 @@ class LanceBackend(IndexBackend):
     def reopened(self) -> LanceBackend | None:
         if self._session is None:
             return LanceBackend.open_snapshot(self.location)
-        return LanceBackend.open(self.location, follow=False, session=self._session)
+        opened = LanceBackend.open(self.location, follow=False, session=self._session)
+        if opened is not None:
+            opened._readers = FixedVersions(opened.location, TABLE, self._readers.session)
+        return opened
 
     def pinned(self) -> LanceBackend:
         if not self._follow:
@@ -260,18 +267,23 @@ class LanceBackend(IndexBackend):
     def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]:
         """Search by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
         nearest = None if exact else self.approximate
-        if nearest is not None and where is not None and self._few(where):
-            nearest = None
+        table, kept, enough = self.table if self._follow else self._readers.of(self.table), 1.0, k
+        if nearest is not None and where is not None:
+            matches = self._matches(table, where)
+            if matches is None or matches <= max(EXACT_MATCHES, EXACT_SHARE * nearest.measured_rows):
+                nearest = None
+            else:
+                kept, enough = matches / nearest.measured_rows, min(k, matches)
         ties = TIES if nearest is None else FEW_TIES
 
-        def scored(beyond: bool) -> list[Scored]:
-            search = self.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
-            probed = probing(search, nearest, beyond)
+        def scored(everywhere: bool) -> list[Scored]:
+            search = table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+            probed = probing(search, nearest, kept, everywhere)
             return _scored(probed, k, ties, where, "_distance", lambda distance: 1.0 - distance)
 
-        rows = scored(beyond=where is not None)
-        if len(rows) < k and where is None and nearest is not None and nearest.used:  # those partitions have no more
-            rows = scored(beyond=True)
+        rows = scored(everywhere=False)
+        if len(rows) < enough and nearest is not None and nearest.used:  # those partitions have no more
+            rows = scored(everywhere=True)
         return rows
 
     @bounded(SEARCHING)
@@ -317,12 +329,12 @@ class LanceBackend(IndexBackend):
 
         return MatchQuery(words, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
 
-    def _few(self, where: str) -> bool:
-        """Whether the filter leaves few enough rows to compare all; True if it fails, as the search will report."""
+    def _matches(self, table: Any, where: str) -> int | None:
+        """How many rows the filter leaves; None if it fails, as the search will report."""
         try:
-            return bool(self.table.count_rows(where) <= EXACT_MATCHES)
+            return int(table.count_rows(where))
         except (ValueError, RuntimeError, OSError):
-            return True
+            return None
 
     # ----------------------------------------------------------------------------------------------------------- rows
 

@@ -13,11 +13,14 @@ from search_r3.index.backends.lance import approximate as approximate_module
 from search_r3.index.backends.lance.approximate import (
     Samples,
     encoder_of,
+    filtered_probes,
     keep_approximate,
     nearest_cosines,
     probing,
     tuned,
 )
+from search_r3.index.backends.lance.fixed_versions import FixedVersions
+from search_r3.index.backends.lance.snapshot import LanceSnapshot
 from search_r3.index.row_keys import VECTOR
 
 COUNT = 700
@@ -87,9 +90,9 @@ def test_search_goes_through_it_and_exact_or_a_narrow_filter_does_not(path, mode
     index = SearchIndex.open(path)
     asked = []
 
-    def watched(search, settings, beyond):
-        asked.append("exact" if settings is None else "all" if beyond else "nearest")
-        return probing(search, settings, beyond)
+    def watched(search, settings, kept, everywhere):
+        asked.append("exact" if settings is None else "all" if everywhere else "nearest")
+        return probing(search, settings, kept, everywhere)
 
     monkeypatch.setattr("search_r3.index.backends.lance.lance_backend.probing", watched)
     index.search("red", model, mode="vector")
@@ -97,9 +100,47 @@ def test_search_goes_through_it_and_exact_or_a_narrow_filter_does_not(path, mode
     hits = index.search("red", model, mode="vector", where="n IN (3, 5, 650)", k=10).hits
     assert {hit.id for hit in hits} == {"d0003", "d0005", "d0650"}
     monkeypatch.setattr("search_r3.index.backends.lance.lance_backend.EXACT_MATCHES", 10)
-    assert len(index.search("red", model, mode="vector", where="n < 300", k=200).hits) == 200
+    index.search("red", model, mode="vector", where="n < 300", k=5)
+    assert len(index.search("red", model, mode="vector", where="n < 300", k=300).hits) == 300  # all that there are
     assert len(index.search("red", model, mode="vector", k=600).hits) == 600  # more than the first partitions hold
-    assert asked == ["nearest", "exact", "exact", "all", "nearest", "all"]
+    assert asked == ["nearest", "exact", "exact", "nearest", "nearest", "all", "nearest", "all"]
+
+
+def test_a_filter_searches_more_partitions_the_fewer_rows_it_keeps(path, model):
+    index = SearchIndex.open(path)
+    settings = dataclasses.replace(index.approximate, nprobes=100, partitions=1000)
+    assert [filtered_probes(settings, kept) for kept in (1, 0.5, 0.1, 0.01, 1e-9)] == [100, 119, 178, 317, 1000]
+    assert filtered_probes(settings, 0) == filtered_probes(settings, 1.2) == 100  # rows since it was measured
+
+
+def test_with_a_filter_it_finds_the_nearest_of_the_rows_that_are_left(path, model):
+    """Against the ten nearest of those rows by numpy."""
+    index = SearchIndex.open(path)
+    rows = index.table.search().where("n % 4 = 1").select(["id", VECTOR]).limit(COUNT).to_list()
+    assert len(rows) > 100  # fewer are compared exactly
+    matrix, found = np.array([row[VECTOR] for row in rows]), []
+    for text in ("red gold oak", "mint mint sand n7", "bay", "plum lime rust m3"):
+        tenth = np.sort(matrix @ vector_of(model, text))[-10]
+        hits = index.search(text, model, mode="vector", k=10, reasoning=False, where="n % 4 = 1").hits
+        found.append(np.mean([hit.score >= tenth - 1e-5 for hit in hits]))
+        assert {hit.id for hit in hits} <= {row["id"] for row in rows}
+    assert np.mean(found) >= 0.9
+
+
+def test_a_search_reads_the_version_that_is_pinned_and_finds_the_same_as_lancedb(path, model, monkeypatch):
+    index = SearchIndex.open(path)
+    backend = index.pinned().backend
+    reader = backend._readers.of(backend.table)
+    assert isinstance(reader, LanceSnapshot)
+    assert reader.version == backend.table.version
+    before = index.search("plum lime", model, mode="vector", reasoning=False, k=20).hits
+    monkeypatch.setattr(FixedVersions, "of", lambda self, table: table)
+    assert index.search("plum lime", model, mode="vector", reasoning=False, k=20).hits == before
+    monkeypatch.undo()
+    update_documents(path, [SourceDocument("d0003", "", "zzz yyy")], model)
+    old = backend.search(vector_of(model, "zzz yyy"), 1)[0]
+    assert old[1] < 0.99  # the pinned version has the old text
+    assert SearchIndex.open(path).search("zzz yyy", model, mode="vector", reasoning=False).hits[0].score > 0.99
 
 
 def test_rows_that_came_later_are_found_before_and_after_they_are_merged(path, model):
