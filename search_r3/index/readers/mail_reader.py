@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 START = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\r\n\r\n))From [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n")
 QUOTED_START = re.compile(rb"^>(>*From )", re.MULTILINE)
 HEADERS = ("from", "to", "cc")
+CONTROL = [chr(code) for code in range(32) if chr(code) not in "\t\n\v\f\r\x1b"]
+MOST_UNKNOWN = 0.3
+"""The share of a text's characters that may be control characters, or bytes that its encoding does not have."""
 
 
 class MailReader(DocumentReader):
@@ -136,6 +139,14 @@ def _own_text(message: EmailMessage) -> str:
         text = data.decode(part.get_content_charset() or "utf-8", "replace")
     except LookupError:
         text = data.decode("utf-8", "replace")
+    if _is_binary(text):
+        return ""
     if part.get_content_type() == "text/html":
         return read_html(text, whole=True).text
     return text.replace("\r\n", "\n").replace("\0", "").strip()
+
+
+def _is_binary(text: str) -> bool:
+    """Whether it is a picture or an archive whose mail program called it text: it has many bytes that are no text."""
+    unknown = text.count("\ufffd") + sum(map(text.count, CONTROL))
+    return unknown > MOST_UNKNOWN * len(text)

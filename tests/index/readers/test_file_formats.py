@@ -331,6 +331,15 @@ def test_a_contents_page_is_left_out_unless_it_has_an_introduction(tmp_path: Pat
         list(open_source(book(links)))
 
 
+def test_what_a_mail_wrongly_calls_text_is_not_read(tmp_path: Path):
+    """As in a message of HyperKitty's tests; one accent without its encoding is no reason to leave a text out."""
+    head = b"From: a@example.org\r\nSubject: Wrong encoding\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n"
+    for name, body in (("a", bytes(range(256)) * 9), ("b", b"caf\xe9 at nine, the ferry leaves at ten")):
+        (tmp_path / f"{name}.eml").write_bytes(head + body)
+    found = {document.id: document.text for document in open_source(tmp_path)}
+    assert found == {"a.eml": "Wrong encoding", "b.eml": "caf\ufffd at nine, the ferry leaves at ten"}
+
+
 def test_messages_of_an_mbox_of_another_project():
     messages = list(open_source(FILES / "public/test-4-message.mbox"))
     assert [(one.title, one.text) for one in messages] == [
