@@ -115,10 +115,12 @@ def tune(
     with progress_bar("choosing", candidates(lists[0])) as advance:
         found = tune_fusion(lists[0], lists[1], document_of, before, advance)
     if found.gain <= 0:
+        after = (
+            f"; {found.fusion}: {found.held_out['after']['ndcg@10']:.4f}" if str(found.fusion) != str(before) else ""
+        )
         raise InputError(
             f"nothing is better on the {len(parts.held_out)} held-out queries than {before} (nDCG@10 "
-            f"{found.held_out['before']['ndcg@10']:.4f}; {found.fusion}: {found.held_out['after']['ndcg@10']:.4f}), so "
-            "nothing is saved; give more queries, or keep it"
+            f"{found.held_out['before']['ndcg@10']:.4f}{after}), so nothing is saved; give more queries, or keep it"
         )
     about: dict[str, Any] = {
         "queries": queries,

@@ -129,6 +129,7 @@ def test_tune_stores_what_is_better_and_refuses_what_is_not(folder, misled, judg
     assert main(command) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: nothing is better on the ")
+    assert error.count(str(kept)) == 1, "what was found again is named once"
     assert SearchIndex.open(folder).backend.tuned_fusion == kept
     keep_fusion(folder, HybridFusion("linear", 0.0))
     assert main(command) == 0
