@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from search_r3.errors import InputError
 from search_r3.index.backends.lance.conversion import clear_unfinished
 from search_r3.index.backends.lance.full_text import ensure_full_text
-from search_r3.index.backends.lance.table_columns import table_schema
+from search_r3.index.backends.lance.table_columns import table_schema, user_columns
 from search_r3.index.backends.lance.table_sources import with_sources
 from search_r3.index.index_info import IndexInfo, migrate
 from search_r3.index.index_sources import SourceRecord
@@ -33,6 +34,8 @@ COMPLETE = "complete"
 FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees another process's commits
 OLD_IDS = "id = document AND regexp_like(id, '#[1-9][0-9]*$')"
 LOOKUPS_FROM = 100_000  # rows; below that, scanning the column takes a few milliseconds
+MOST_FILTERED = 20  # metadata columns that are indexed
+JUDGED, LONG_TEXT = 1000, 100  # rows that are looked at; characters, in the mean, of text that nobody filters by
 
 
 def check_there(location: Location, path: str | Path) -> None:
@@ -92,15 +95,27 @@ def create_table(path: Path | str, info: IndexInfo, sources: Iterable[SourceReco
 
 
 def ensure_lookups(table: Any) -> None:
-    """Once the table is large, index each column that builds look rows up by."""
+    """Once the table is large, index each column that builds look rows up by, and those that filters name: the metadata
+    columns, except of long text."""
     from lancedb.index import BTree
 
     if table.count_rows() < LOOKUPS_FROM:
         return
     indexed = {column for index in table.list_indices() for column in index.columns}
-    for column in ("id", "document", TEXT_HASH):
+    for column in ("id", "document", TEXT_HASH, *_filtered_columns(table)):
         if column not in indexed:
             table.create_index(column, config=BTree())
+
+
+def _filtered_columns(table: Any) -> list[str]:
+    """The first MOST_FILTERED metadata columns whose values are no long text, judged by the first rows."""
+    types = {name: kind for name, kind in user_columns(table.schema).items() if not name.startswith("r3_")}
+    texts = [name for name, kind in types.items() if kind == pa.string()]
+    long = set()
+    if texts:
+        rows = table.search().select(texts).limit(JUDGED).to_arrow()
+        long = {name for name in texts if (pc.mean(pc.utf8_length(rows[name])).as_py() or 0) > LONG_TEXT}
+    return [name for name in types if name not in long][:MOST_FILTERED]
 
 
 def ensure_complete(table: Any) -> None:

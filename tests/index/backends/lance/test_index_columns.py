@@ -8,7 +8,8 @@ import pytest
 from nightly import nightly
 
 from search_r3.errors import InputError
-from search_r3.index import SearchIndex, SourceDocument, build_index, open_source
+from search_r3.index import SearchIndex, SourceDocument, build_index, compact_index, open_source
+from search_r3.index.backends.lance import lance_table
 from search_r3.index.backends.lance.table_columns import as_type
 from search_r3.index.row_keys import VECTOR
 
@@ -349,3 +350,30 @@ def test_a_filter_on_integers_by_another_number_says_so(path, model, value, show
         f"the filter 'n = {value}' cannot be used (a column of 64-bit integers is compared with {shown}); columns: "
     )
     assert str(error.value).startswith(expected)
+
+
+def test_filters_on_a_large_table_read_an_index_of_the_column_also_after_its_type_changed(path, model, monkeypatch):
+    monkeypatch.setattr(lance_table, "LOOKUPS_FROM", 10)
+
+    def documents(values, start=0):
+        values = enumerate(values, start)
+        return [
+            SourceDocument(f"d{i}", "", f"text {i}", {"n": n, "kind": "ab"[i % 2], "long": "x" * 300})
+            for i, n in values
+        ]
+
+    def plan(condition):
+        return SearchIndex.open(path).table.search().where(condition).explain_plan()
+
+    build_index(path, documents(range(20)), model)
+    indexed = {name for index in SearchIndex.open(path).table.list_indices() for name in index.columns}
+    assert {"n", "kind"} < indexed
+    assert "long" not in indexed
+    assert "n_idx" in plan("n < 3")
+    assert where(path, "n < 3", model) == ["d0", "d1", "d2"]
+    assert where(path, "n < 5 AND kind = 'b'", model) == ["d1", "d3"]
+    build_index(path, documents([*range(20), 2.5]), model)  # n is widened, which replaces its column
+    assert where(path, "n > 1 AND n < 3", model) == ["d2", "d20"]
+    compact_index(path)
+    assert "n_idx" in plan("n < 3")
+    assert where(path, "n > 1 AND n < 3", model) == ["d2", "d20"]
