@@ -24,7 +24,6 @@ from search_r3.index.backends.lance.approximate import TIES as FEW_TIES
 from search_r3.index.backends.lance.approximate import probing, read_approximate
 from search_r3.index.backends.lance.conversion import widen
 from search_r3.index.backends.lance.duplicates import count_duplicate_ids
-from search_r3.index.backends.lance.fixed_versions import FixedVersions
 from search_r3.index.backends.lance.floor_record import read_floor, write_floor
 from search_r3.index.backends.lance.full_text import full_text_state
 from search_r3.index.backends.lance.fusion_record import read_fusion, write_fusion
@@ -94,7 +93,6 @@ class LanceBackend(IndexBackend):
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and the index opened at it
         self._has_full_text = False
-        self._readers = FixedVersions(location, TABLE)
 
     # ------------------------------------------------------------------------------------------------------- opening
 
@@ -142,10 +140,7 @@ class LanceBackend(IndexBackend):
     def reopened(self) -> LanceBackend | None:
         if self._session is None:
             return LanceBackend.open_snapshot(self.location)
-        opened = LanceBackend.open(self.location, follow=False, session=self._session)
-        if opened is not None:
-            opened._readers = FixedVersions(opened.location, TABLE, self._readers.session)
-        return opened
+        return LanceBackend.open(self.location, follow=False, session=self._session)
 
     def pinned(self) -> LanceBackend:
         if not self._follow:
@@ -267,9 +262,9 @@ class LanceBackend(IndexBackend):
     def search(self, vector: np.ndarray, k: int, where: str | None = None, exact: bool = False) -> list[Scored]:
         """Search by cosine: exactly, or through the approximate index, whose candidates are scored exactly."""
         nearest = None if exact else self.approximate
-        table, kept, enough = self.table if self._follow else self._readers.of(self.table), 1.0, k
+        kept, enough = 1.0, k
         if nearest is not None and where is not None:
-            matches = self._matches(table, where)
+            matches = self._matches(where)
             if matches is None or matches <= max(EXACT_MATCHES, EXACT_SHARE * nearest.measured_rows):
                 nearest = None
             else:
@@ -277,7 +272,7 @@ class LanceBackend(IndexBackend):
         ties = TIES if nearest is None else FEW_TIES
 
         def scored(everywhere: bool) -> list[Scored]:
-            search = table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
+            search = self.table.search(vector, vector_column_name=VECTOR, query_type="vector").distance_type("cosine")
             probed = probing(search, nearest, kept, everywhere)
             return _scored(probed, k, ties, where, "_distance", lambda distance: 1.0 - distance)
 
@@ -329,10 +324,10 @@ class LanceBackend(IndexBackend):
 
         return MatchQuery(words, CONTENT)  # type: ignore[call-arg]  # pydantic's defaults
 
-    def _matches(self, table: Any, where: str) -> int | None:
+    def _matches(self, where: str) -> int | None:
         """How many rows the filter leaves; None if it fails, as the search will report."""
         try:
-            return int(table.count_rows(where))
+            return int(self.table.count_rows(where))
         except (ValueError, RuntimeError, OSError):
             return None
 

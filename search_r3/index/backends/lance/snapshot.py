@@ -23,24 +23,13 @@ searches read all vectors anyway. Lance's default, 64 KiB, makes a search of a s
 class LanceSnapshot:
     """The Lance dataset of `table` at `location`. Raises ValueError or OSError if there is no readable one.
 
-    Args:
-        version: of the table; None is the newest. Only for a folder.
-        session: caches (`lance.Session`) to share with other versions. Only with a version.
-
     Attributes:
         fetched: the temporary folder that has all of it, if it is small and on object storage; else None.
     """
 
-    def __init__(self, location: Location, table: str, version: int | None = None, session: Any = None) -> None:
+    def __init__(self, location: Location, table: str) -> None:
         self._location, self._table = location, table
-        if version is None:
-            self._open(location, table)
-        else:
-            import lance
-
-            self.fetched: Any = None
-            self._dataset = lance.dataset(f"{location}/{table}.lance", version, session=session)
-            self.tags = self._dataset.tags
+        self._open(location, table)
 
     def _open(self, location: Location, table: str) -> None:
         import lance

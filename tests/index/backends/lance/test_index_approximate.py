@@ -19,8 +19,6 @@ from search_r3.index.backends.lance.approximate import (
     probing,
     tuned,
 )
-from search_r3.index.backends.lance.fixed_versions import FixedVersions
-from search_r3.index.backends.lance.snapshot import LanceSnapshot
 from search_r3.index.row_keys import VECTOR
 
 COUNT = 700
@@ -125,22 +123,6 @@ def test_with_a_filter_it_finds_the_nearest_of_the_rows_that_are_left(path, mode
         found.append(np.mean([hit.score >= tenth - 1e-5 for hit in hits]))
         assert {hit.id for hit in hits} <= {row["id"] for row in rows}
     assert np.mean(found) >= 0.9
-
-
-def test_a_search_reads_the_version_that_is_pinned_and_finds_the_same_as_lancedb(path, model, monkeypatch):
-    index = SearchIndex.open(path)
-    backend = index.pinned().backend
-    reader = backend._readers.of(backend.table)
-    assert isinstance(reader, LanceSnapshot)
-    assert reader.version == backend.table.version
-    before = index.search("plum lime", model, mode="vector", reasoning=False, k=20).hits
-    monkeypatch.setattr(FixedVersions, "of", lambda self, table: table)
-    assert index.search("plum lime", model, mode="vector", reasoning=False, k=20).hits == before
-    monkeypatch.undo()
-    update_documents(path, [SourceDocument("d0003", "", "zzz yyy")], model)
-    old = backend.search(vector_of(model, "zzz yyy"), 1)[0]
-    assert old[1] < 0.99  # the pinned version has the old text
-    assert SearchIndex.open(path).search("zzz yyy", model, mode="vector", reasoning=False).hits[0].score > 0.99
 
 
 def test_rows_that_came_later_are_found_before_and_after_they_are_merged(path, model):
