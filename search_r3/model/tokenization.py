@@ -79,10 +79,14 @@ def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     Capitals are not folded here: the callers count the parts of a text, and only a whole text can be folded (which
     makes it shorter).
     """
+    return [len(ids) for ids in _counted_ids(tokenizer, texts)]
+
+
+def _counted_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     encode, _ = _encoder(tokenizer)
-    return [len(encoding.ids) for encoding in encode(list(texts))]
+    return [encoding.ids for encoding in encode(list(texts))]
 
 
 class CountedTexts:
@@ -100,10 +104,7 @@ class CountedTexts:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """`count_tokens`."""
-        if not texts:
-            return []
-        encode, _ = _encoder(self._tokenizer)
-        rows = [encoding.ids for encoding in encode(list(texts))]
+        rows = _counted_ids(self._tokenizer, texts)
         with self._lock:
             self._ids.update((text, array("I", row)) for text, row in zip(texts, rows, strict=True) if text.strip())
             for text in list(itertools.islice(self._ids, max(0, len(self._ids) - self._most))):

@@ -209,9 +209,9 @@ class IndexDiff:
                 yield [row for row in rows if lies_in(row[1], paths)]
 
     def close(self) -> None:
-        """Release the sets of seen ids."""
-        for ids in (self.seen, self.removed, self._documents, self._cuts):
-            ids.close()
+        """Release the sets of seen ids, and close the cache."""
+        for opened in (self.seen, self.removed, self._documents, self._cuts):
+            opened.close()
 
     def _compare(self, given: list[_Given], position: Amount) -> ChangeBatch:
         batch = ChangeBatch(documents=len(given), position=position)

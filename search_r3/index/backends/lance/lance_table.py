@@ -35,7 +35,7 @@ FOLLOW_WRITES = timedelta(seconds=2)  # how soon an open index (a server's) sees
 OLD_IDS = "id = document AND regexp_like(id, '#[1-9][0-9]*$')"
 LOOKUPS_FROM = 100_000  # rows; below that, scanning the column takes a few milliseconds
 MOST_FILTERED = 20  # metadata columns that are indexed
-JUDGED, LONG_TEXT = 1000, 100  # rows that are looked at; characters, in the mean, of text that nobody filters by
+SAMPLE_ROWS, LONG_TEXT = 1000, 100  # rows that are looked at; mean characters of text that nobody filters by
 
 
 def check_there(location: Location, path: str | Path) -> None:
@@ -108,12 +108,12 @@ def ensure_lookups(table: Any) -> None:
 
 
 def _filtered_columns(table: Any) -> list[str]:
-    """The first MOST_FILTERED metadata columns whose values are no long text, judged by the first rows."""
+    """The first MOST_FILTERED metadata columns whose values in the first SAMPLE_ROWS rows are no long text."""
     types = {name: kind for name, kind in user_columns(table.schema).items() if not name.startswith("r3_")}
     texts = [name for name, kind in types.items() if kind == pa.string()]
     long = set()
     if texts:
-        rows = table.search().select(texts).limit(JUDGED).to_arrow()
+        rows = table.search().select(texts).limit(SAMPLE_ROWS).to_arrow()
         long = {name for name in texts if (pc.mean(pc.utf8_length(rows[name])).as_py() or 0) > LONG_TEXT}
     return [name for name in types if name not in long][:MOST_FILTERED]
 
