@@ -41,7 +41,8 @@ class Encoder(Protocol):
     (where it was loaded from, recorded in the index), `adaptive_rule` (when to reason, for `reasoning="auto"`), and
     `token_counter` (a picklable `CountTokens` with which the driver of a Ray build measures chunks without the model).
     `normalize_query(text)` returns what is embedded in place of a query (typos corrected, say).
-    `enough_tokens` is the number of tokens beyond which a call of `encode_document` is no faster per token.
+    If `encode_document` has an argument `on_batch`, it is a function to call after each forward pass with its number of
+    texts: a build shows progress that often instead of once a call.
     One that can be searched with `read` also has `reading` (any value but None), the argument `passages` of its methods
     for queries (for each text, a list of texts), and may have `what_is_read(passages)`, the part of each that it uses.
     """

@@ -220,12 +220,6 @@ class SearchR3:
                 self.checkpoint.query_normalizer.save(scratch)
             self.write_golden(scratch)
 
-    @property
-    def enough_tokens(self) -> int | None:
-        """Tokens of documents beyond which one call of `encode_document` is no faster per token; None if unknown."""
-        enough: int | None = getattr(self.documents.engine, "enough_tokens", None)
-        return enough
-
     def encode_document(
         self,
         texts: Sequence[Text],
@@ -233,6 +227,7 @@ class SearchR3:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         max_length: int | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         """Embed documents, without reasoning, with one prefill each.
 
@@ -241,6 +236,7 @@ class SearchR3:
             batch_size: rows per forward pass; it does not affect the result. Texts of similar length share a pass.
             show_progress_bar: None shows a bar on a terminal for more than 200 texts.
             max_length: texts are truncated to this many tokens; 512 by default.
+            on_batch: called after each forward pass with the number of texts that it embedded; no bar is shown then.
 
         Returns:
             float32 (len(texts), dimension), unit rows.
@@ -249,7 +245,7 @@ class SearchR3:
             InputError: a text is empty or not a string; the message names its position.
         """
         limit = DEFAULT_DOCUMENT_TOKENS if max_length is None else max_length
-        return self.documents._embed("document", texts, batch_size, show_progress_bar, limit)
+        return self.documents._embed("document", texts, batch_size, show_progress_bar, limit, on_batch)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text as counted by `max_length`: without prompt and special tokens.
@@ -519,7 +515,13 @@ class SearchR3:
         return golden.check_golden(self)
 
     def _embed(
-        self, side: str, texts: Sequence[Text], batch_size: int, show: bool | None, max_length: int
+        self,
+        side: str,
+        texts: Sequence[Text],
+        batch_size: int,
+        show: bool | None,
+        max_length: int,
+        on_batch: Callable[[int], None] | None = None,
     ) -> np.ndarray:
         _check_batch_size(batch_size)
         if max_length < 1:
@@ -528,7 +530,8 @@ class SearchR3:
         rows = self._rows(template, texts, max_length)
         if not rows:
             return self._no_embeddings()
-        with progress_bar("encoding", len(rows), _shown(show, rows)) as progress:
+        with progress_bar("encoding", len(rows), on_batch is None and _shown(show, rows)) as advance:
+            progress = on_batch or advance
             if side == "latent":
                 return latent_engine(self).embed_latent(template.prefix, rows, self.latent_steps, batch_size, progress)
             return self.engine.embed(template.prefix, rows, batch_size, progress)

@@ -6,6 +6,7 @@ padding. Each vector is checked before anything is written.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,7 @@ def _counter(model: Encoder) -> CountTokens | None:
 def prepare(
     model: Encoder, texts: Sequence[str], max_length: int | None, batch_tokens: int, batch_size: int | None
 ) -> Prepared:
-    """Tokenize, if the encoder does that ahead, and batch texts of similar length, in batches that are no larger than
-    the encoder gains from: progress is reported after each."""
+    """Tokenize, if the encoder does that ahead, and batch texts of similar length."""
     limit = max_length or DOCUMENT_TOKENS
     ready: list[Any] = list(texts)
     lengths = [min(limit, 1 + len(text) // CHARACTERS_PER_TOKEN) for text in texts]
@@ -55,8 +55,7 @@ def prepare(
     elif texts:
         counts = (_counter(model) or estimated_tokens)(texts)
     truncated = sum(count > limit for count in counts)
-    budget = min(batch_tokens, getattr(model, "enough_tokens", None) or batch_tokens)
-    return Prepared(ready, list(by_length(lengths, budget, batch_size or len(ready))), truncated, lengths)
+    return Prepared(ready, list(by_length(lengths, batch_tokens, batch_size or len(ready))), truncated, lengths)
 
 
 def by_length(lengths: Sequence[int], budget: int, most: int) -> Iterator[list[int]]:
@@ -81,19 +80,37 @@ def embed(
 
     Args:
         ids: names of the texts, for errors.
-        on_share: called after every forward pass with the share of the tokens (0 to 1) that are embedded.
+        on_share: called with the share of the tokens (0 to 1) that are embedded, after each batch, and after each
+            forward pass if the encoder says when it was.
 
     Raises:
         InputError: the model returned the wrong shape, NaN, infinity or a row of zeros.
     """
     out = np.empty((len(prepared.texts), model.dimension), dtype=np.float32)
-    tokens = sum(prepared.lengths)
-    done = 0
+    total = sum(prepared.lengths)
+    embedded = 0  # tokens of the batches before
+    options: dict[str, Any] = {"show_progress_bar": False, "max_length": max_length}
+    reports = "on_batch" in inspect.signature(model.encode_document).parameters
     for batch in prepared.batches:
-        encoded = model.encode_document(
-            [prepared.texts[i] for i in batch], batch_size=len(batch), show_progress_bar=False, max_length=max_length
-        )
+        tokens = sum(prepared.lengths[i] for i in batch)
+        if reports:
+            options["on_batch"] = _each_pass(on_share, embedded, tokens, len(batch), total)
+        encoded = model.encode_document([prepared.texts[i] for i in batch], batch_size=len(batch), **options)
         out[batch] = checked_vectors(encoded, [ids[i] for i in batch], model)
-        done += sum(prepared.lengths[i] for i in batch)
-        on_share(done / tokens)
+        embedded += tokens
+        on_share(embedded / total)
     return out
+
+
+def _each_pass(
+    on_share: Callable[[float], None], before: int, tokens: int, texts: int, total: int
+) -> Callable[[int], None]:
+    """An `on_batch` for a batch of so many tokens and texts, which are of about the same length."""
+    done = 0
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        on_share((before + tokens * done / texts) / total)
+
+    return on_batch

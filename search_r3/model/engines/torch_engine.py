@@ -53,11 +53,6 @@ class TorchEngine:
         self._layers: list[Layer] | None = None
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
 
-    @property
-    def enough_tokens(self) -> int | None:
-        """Tokens of one call beyond which embedding is no faster; None on a GPU, where that depends on its size."""
-        return 2 * TOKENS_A_PASS if self.model.device.type == "cpu" else None
-
     def embed(
         self,
         prefix: Sequence[int],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +11,9 @@ from search_r3 import SearchR3
 from search_r3.index import build_index
 from search_r3.index.build import build_progress
 from search_r3.index.build.build_progress import LINE_SECONDS, BuildProgress, in_words, shown_progress
-from search_r3.index.build.embedding import prepare
+from search_r3.index.build.embedding import embed, prepare
 from search_r3.index.readers.path_source import Amount, open_source
+from search_r3.model.engines import torch_engine
 
 TOTAL = Amount(100, 1_000_000)
 
@@ -59,20 +59,26 @@ def test_an_update_of_few_changes_does_not_expect_to_embed_everything():
     assert progress.seconds_left == pytest.approx(5, rel=0.02)
 
 
-@pytest.mark.parametrize(("enough", "budget", "batches"), [(None, 1000, 1), (202, 1000, 4), (202, 101, 8)])
-def test_batches_are_no_larger_than_the_encoder_gains_from(enough: int | None, budget: int, batches: int):
-    texts = ["four" * 100] * 8  # 101 tokens each, as estimated by their length
-    prepared = prepare(SimpleNamespace(enough_tokens=enough), texts, None, budget, None)
-    assert len(prepared.batches) == batches
-
-
 def test_a_slow_build_says_its_rate_by_the_minute():
     progress = run([1000] * 100, upto=10, seconds_per_byte=0.2)
     assert "10 of 100 files, 1,000 chunks embedded, 30.0 chunks/min, about 5.0 h left" in progress.text
 
 
-def test_on_a_cpu_progress_is_seen_every_few_thousand_tokens(tiny: SearchR3):
-    assert tiny.enough_tokens == 4096
+def test_progress_is_seen_after_each_forward_pass(tiny: SearchR3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch_engine, "TOKENS_A_PASS", 40)
+    texts = ["a text of some words"] * 16
+    prepared, shares = prepare(tiny, texts, None, 10_000, None), []
+    embed(tiny, prepared, texts, None, shares.append)
+    assert len(prepared.batches) == 1
+    assert len(shares) > 4
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_an_encoder_that_does_not_report_its_passes_is_asked_once_a_batch(model):
+    texts, shares = ["a text"] * 4, []
+    embed(model, prepare(model, texts, None, 10_000, 2), texts, None, shares.append)
+    assert shares == [0.5, 1.0]
 
 
 def test_without_a_total_there_is_no_estimate():

@@ -79,11 +79,6 @@ class Int8Engine(TorchEngine):
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
 
-    @property
-    def enough_tokens(self) -> int | None:
-        """See `TorchEngine.enough_tokens`: two passes of each thread."""
-        return 2 * TOKENS_A_PASS * max(2, _cores())
-
     def embed(
         self,
         prefix: Sequence[int],
