@@ -86,6 +86,15 @@ def index(
             help="The delimiter of a CSV file, if it is not detected correctly: a character, tab or semicolon."
         ),
     ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME=FIELD",
+            help="Which field or column of the records is the id, text or title, if it has another name: "
+            "text=comment. Repeatable.",
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,8 +168,8 @@ def index(
 
     Only changed documents are embedded again, and documents that are gone from PATH are removed. You can stop it at any
     time; the same command resumes where it stopped. JSONL lines and CSV files need the fields "id" and "text" and may
-    have a "title"; searches can filter on all other fields. The corpus may be larger than memory. From 100,000 chunks
-    on, an approximate index is built and its recall is measured.
+    have a "title", or other fields that --field names; searches can filter on all other fields. The corpus may be
+    larger than memory. From 100,000 chunks on, an approximate index is built and its recall is measured.
 
     An index may have several sources. Exit code 1 means that documents were left out because another source has their
     ids.
@@ -193,7 +202,12 @@ def index(
         model,
         options,
         loading=(device, dtype, engine),
-        reading={"delimiter": delimiter, "include": include or (), "exclude": exclude or ()},
+        reading={
+            "delimiter": delimiter,
+            "include": include or (),
+            "exclude": exclude or (),
+            "fields": parse_field_options(fields),
+        },
         backend=backend,
         exchange=exchange,
         commit_every=commit_every,
@@ -351,6 +365,23 @@ def parse_type_options(given: list[str] | None) -> dict[str, str]:
             raise InputError(f"--type {one}: give FIELD=TYPE, as in --type year=text")
         types[field.strip()] = kind.strip()
     return types
+
+
+def parse_field_options(given: list[str] | None) -> dict[str, str]:
+    """`--field` options as {"id", "text" or "title": field}.
+
+    Raises:
+        InputError: one is not of the form NAME=FIELD, or two are for the same name.
+    """
+    fields: dict[str, str] = {}
+    for one in given or []:
+        name, equals, field = one.partition("=")
+        if not equals or not field.strip():
+            raise InputError(f"--field {one}: give NAME=FIELD, as in --field text=comment")
+        if name.strip() in fields:
+            raise InputError(f'--field {one}: "{name.strip()}" was already given; give each once')
+        fields[name.strip()] = field.strip()
+    return fields
 
 
 def ask_to_prune(removal: Removal) -> bool:

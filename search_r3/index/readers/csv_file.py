@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +34,7 @@ def read_csv(
     delimiter: str | None = None,
     text: Container[str] = (),
     misfits: Misfits | None = None,
+    fields: Mapping[str, str] = {},
 ) -> Iterator[tuple[int, dict[str, Scalar]]]:
     """Yield (line, row) for each row; a row holds `id`, `text`, perhaps `title`, and every other filled cell, typed.
 
@@ -41,6 +42,7 @@ def read_csv(
         delimiter: as for `data.io.delimited.parse_delimiter`; None detects it from the header and the first rows.
         text: columns to keep as text, by the names that `plain_name` gives them.
         misfits: filled before the first row is yielded.
+        fields: {"id", "text" or "title": the column that is it}, where the header has another name for it.
 
     The header's `id` may be spelled `_id` or `ID`.
 
@@ -53,7 +55,7 @@ def read_csv(
     types: dict[str, Callable[[str], Scalar]] = {}
     unfit: Misfits = {}
     names: list[str] = []
-    for line, row in _rows(path, given):
+    for line, row in _rows(path, given, fields):
         names = list(row)
         for name, cell in row.items():
             ruled_out = unfit.setdefault(name, {})
@@ -66,7 +68,7 @@ def read_csv(
         fitting = [reader for kind, reader in READERS.items() if kind not in unfit[name]]
         as_it_is = not fitting or name in OWN or plain_name(name) in text
         types[name] = str if as_it_is else fitting[0]  # type: ignore[assignment]
-    for line, row in _rows(path, given):
+    for line, row in _rows(path, given, fields):
         yield (
             line,
             {
@@ -82,17 +84,17 @@ def plain_name(name: str) -> str:
     return re.sub(r"\W", "_", name).lower()
 
 
-def _rows(path: Path, given: str | None) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, given: str | None, fields: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     def broken(number: int, problem: str) -> NoReturn:
         raise InputError(f"{path}, line {number}: {problem}; fix that row")
 
     start, lines = split_start(text_lines(path))
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    delimiter = given or find_delimiter(start, usual, lambda cells: {"id", "text"} <= set(_named(cells)))
-    header: list[str] | None = None
+    delimiter = given or find_delimiter(start, usual, lambda cells: {"id", "text"} <= set(_named(cells, fields)))
+    header: list[str | None] | None = None
     for line, cells in read_rows(lines, delimiter, broken):
         if header is None:
-            header = _header(path, cells, delimiter)
+            header = _header(path, cells, delimiter, fields)
         elif len(cells) != len(header):
             raise InputError(
                 f"{path}, line {line}: {len(cells)} cells, but the header names {len(header)} (split at "
@@ -100,29 +102,40 @@ def _rows(path: Path, given: str | None) -> Iterator[tuple[int, dict[str, str]]]
                 "with --delimiter"
             )
         else:
-            yield line, dict(zip(header, cells, strict=True))
+            yield line, {name: cell for name, cell in zip(header, cells, strict=True) if name is not None}
     if header is None:
         raise InputError(f"{path} is empty; the first line must name the columns: id, text and perhaps title")
 
 
-def _named(cells: list[str]) -> list[str]:
-    """The header's names, with `id`, `text` and `title` in their usual spelling."""
-    names = [cell.strip() for cell in cells]
-    return [name.lower().removeprefix("_") if name.lower() in {*OWN, "_id"} else name for name in names]
+def _named(cells: list[str], fields: Mapping[str, str]) -> list[str | None]:
+    """The header's names, with `id`, `text` and `title` in their usual spelling; None for a column that one of `fields`
+    replaces."""
+    named: list[str | None] = []
+    own = {given: name for name, given in fields.items()}
+    for cell in cells:
+        name = cell.strip()
+        if name in own:
+            named.append(own[name])
+        elif (usual := name.lower().removeprefix("_") if name.lower() in {*OWN, "_id"} else name) in fields:
+            named.append(None)
+        else:
+            named.append(usual)
+    return named
 
 
-def _header(path: Path, cells: list[str], delimiter: str) -> list[str]:
-    names = _named(cells)
-    for name in names:
-        if not name:
-            raise InputError(f"{path}: column {names.index(name) + 1} of the header has no name; give it one")
-        if names.count(name) > 1:
+def _header(path: Path, cells: list[str], delimiter: str, fields: Mapping[str, str]) -> list[str | None]:
+    names = _named(cells, fields)
+    for number, name in enumerate(names):
+        if name == "":
+            raise InputError(f"{path}: column {number + 1} of the header has no name; give it one")
+        if name is not None and names.count(name) > 1:
             raise InputError(f'{path}: the header names "{name}" twice; rename one')
-    for name in ("id", "text"):
+    for name in ("id", "text", *fields):
         if name not in names:
-            columns = f"columns found, split at {describe_delimiter(delimiter)}: {', '.join(names)}"
+            columns = f"columns found, split at {describe_delimiter(delimiter)}: {', '.join(map(str.strip, cells))}"
             raise InputError(
-                f'{path}: the header has no "{name}" ({columns}); add it, or name another delimiter with --delimiter'
+                f'{path}: the header has no "{fields.get(name, name)}" ({columns}); name the column with --field '
+                f"{name}=COLUMN, or another delimiter with --delimiter"
             )
     return names
 

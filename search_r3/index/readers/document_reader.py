@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from search_r3.index.readers.csv_file import Misfits
 from search_r3.index.source_document import Heading, Kind, Page, Scalar, Skipped, SourceDocument
 
 MAX_FILE_BYTES = 10_000_000
+BLOCK = 1 << 20  # bytes read at a time to count lines
 
 
 class UnreadableFile(InputError):
@@ -81,6 +82,15 @@ class DocumentReader(ABC):
             InputError: it is malformed and indexing must stop; the message names file and line.
         """
 
+    def lines(self, path: Path) -> int:
+        """How many lines a file of records has, or what else `SourceDocument.record` counts; for progress.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b""))
+
 
 @dataclass
 class SourceFile:
@@ -91,6 +101,8 @@ class SourceFile:
         name: its path relative to the indexed folder, made printable; ids of its documents begin with it.
         max_bytes: `data` and `text` refuse larger files.
         delimiter: for a table, the delimiter that the user gave, if any.
+        fields: for a file of records, which of its fields are the `id`, the `text` and the `title`, where they have
+            other names: {"text": "comment"}.
         text_columns: for a table, columns whose cells stay text, by their names in the index.
         misfits: for a table, filled with the cells that rule out a type for a column.
         may_be_empty: whether a file of records may have none.
@@ -101,6 +113,7 @@ class SourceFile:
     name: str
     max_bytes: int = MAX_FILE_BYTES
     delimiter: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
     text_columns: Collection[str] = ()
     misfits: Misfits = field(default_factory=dict)
     may_be_empty: bool = False

@@ -10,7 +10,7 @@ import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from search_r3.data.io.delimited import parse_delimiter
 from search_r3.data.io.jsonl import read_jsonl
 from search_r3.errors import InputError
 from search_r3.files import why_missing
-from search_r3.index.readers.csv_file import Misfits
+from search_r3.index.readers.csv_file import OWN, Misfits
 from search_r3.index.readers.document_reader import MAX_FILE_BYTES, DocumentReader, SourceFile, UnreadableFile
 from search_r3.index.readers.file_filter import FileFilter
 from search_r3.index.readers.reader_registry import reader_of, readers
@@ -29,7 +29,6 @@ from search_r3.index.seen_ids import SeenIds
 from search_r3.index.source_document import Skipped, SourceDocument
 
 MAX_QUERIES = 10_000
-BLOCK = 1 << 20  # bytes read at a time to count lines
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "venv", "site-packages"}  # and hidden folders
 
 
@@ -66,7 +65,13 @@ class PathSource:
             build then leaves the index's other documents alone.
     """
 
-    def __init__(self, path: Path, kind: str, read: Callable[[PathSource], Iterator[SourceDocument]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        read: Callable[[PathSource], Iterator[SourceDocument]],
+        lines: Callable[[Path], int] = lambda path: 0,
+    ) -> None:
         self.path = path
         self.kind = kind
         self.skipped: list[Skipped] = []
@@ -79,6 +84,7 @@ class PathSource:
         self.exclude: tuple[str, ...] = ()
         self.only: frozenset[str] | None = None
         self._read = read
+        self._lines = lines
 
     def __iter__(self) -> Iterator[SourceDocument]:
         self.skipped.clear()
@@ -121,8 +127,8 @@ class PathSource:
         return found
 
     def measure(self) -> Amount:
-        """How much there is to read, in the units of `position`. Files are not read, only listed; for a file of records
-        its lines are counted, and the number of records is not known (0).
+        """How much there is to read, in the units of `position`. Files are not read, only listed; of a file of records
+        the lines are counted (`DocumentReader.lines`), and the number of records is not known (0).
 
         Raises:
             OSError: a file of records cannot be read.
@@ -132,8 +138,7 @@ class PathSource:
             return Amount(len(sizes), sum(sizes))
         if self.kind == "file":
             return Amount(1, _size(self.path))
-        with self.path.open("rb") as file:
-            return Amount(0, sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b"")))
+        return Amount(0, self._lines(self.path))
 
 
 def open_source(
@@ -143,6 +148,7 @@ def open_source(
     delimiter: str | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    fields: Mapping[str, str] | None = None,
 ) -> PathSource:
     """Determine what is at `path` and how to read it: the kind is "folder", "file", "jsonl", "csv", "beir", or that of
     another package's reader of records.
@@ -157,11 +163,12 @@ def open_source(
             of any name is read as a table.
         include: patterns of the only files of a folder to read, as in `.gitignore` ("*.pdf", "docs/"); none for all.
         exclude: patterns of files and folders of a folder to leave out.
+        fields: for records, {"id", "text" or "title": the field or column that is it}, where it has another name.
 
     Raises:
         InputError: there is no such path, it is not readable, or it is neither a file nor a folder; a delimiter is
-            given for something that is not a table; patterns are given for something that is not a folder, or one is
-            not valid; or another package's reader cannot be loaded.
+            given for something that is not a table, fields for something that has no records, or patterns for
+            something that is not a folder; a pattern is not valid; or another package's reader cannot be loaded.
     """
     path = Path(path)
     try:
@@ -175,7 +182,8 @@ def open_source(
             raise InputError(f"{path}: you may not read this folder; change its permissions")
         for reader in readers():
             if reader.folder_file and (path / reader.folder_file).is_file():
-                return _records(path / reader.folder_file, reader)
+                return _records(path / reader.folder_file, reader, fields)
+        _refuse_fields(path, fields)
         folder = PathSource(path, "folder", lambda source: _folder(source, max_file_bytes))
         folder.include, folder.exclude = tuple(include), tuple(exclude)
         folder.filter()  # says now what is wrong with a pattern
@@ -186,10 +194,11 @@ def open_source(
         raise InputError(f"{path} is neither a file nor a folder; give a file or a folder")
     reader = reader_of(path) or PLAIN_TEXT
     if delimiter is not None and (reader.kind == "file" or reader.kind == TABLE.kind):
-        return _records(path, TABLE, parse_delimiter(delimiter))
+        return _records(path, TABLE, fields, parse_delimiter(delimiter))
     _refuse_delimiter(path, delimiter)
     if reader.kind != "file":
-        return _records(path, reader)
+        return _records(path, reader, fields)
+    _refuse_fields(path, fields)
     return PathSource(path, "file", lambda source: _one_file(source, reader, max_file_bytes))
 
 
@@ -223,15 +232,25 @@ def summarize_skipped(skipped: list[Skipped], examples: int = 3) -> list[str]:
     return lines
 
 
-def _records(path: Path, reader: DocumentReader, delimiter: str | None = None) -> PathSource:
+def _refuse_fields(path: Path, fields: Mapping[str, str] | None) -> None:
+    if fields:
+        raise InputError(f"{path}: fields are named ({', '.join(fields)}), but only a file of records has fields")
+
+
+def _records(
+    path: Path, reader: DocumentReader, fields: Mapping[str, str] | None, delimiter: str | None = None
+) -> PathSource:
     """A file of records, one in memory at a time."""
+    own = dict(fields or {})
+    if unknown := own.keys() - set(OWN):
+        raise InputError(f'"{min(unknown)}" is no field of a document; name its {", ".join(OWN)}')
 
     def read(source: PathSource) -> Iterator[SourceDocument]:
-        file = SourceFile(path, path.name, delimiter=delimiter, may_be_empty=source.may_be_empty)
+        file = SourceFile(path, path.name, delimiter=delimiter, fields=own, may_be_empty=source.may_be_empty)
         file.text_columns, file.misfits, file.skipped = source.text_columns, source.misfits, source.skipped
         yield from reader.read(file)
 
-    return PathSource(path, reader.kind, read)
+    return PathSource(path, reader.kind, read, reader.lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

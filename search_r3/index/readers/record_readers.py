@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from search_r3.data.io.jsonl import id_field, read_jsonl, string_field
@@ -22,13 +23,14 @@ class JsonLinesReader(DocumentReader):
 
     def read(self, file: SourceFile) -> Iterator[SourceDocument]:
         for number, value in read_jsonl(file.path):
-            key, identifier = id_field(value, file.path, number, self._id_fields())
-            title = string_field(value, "title", file.path, number, default="")
-            text = string_field(value, "text", file.path, number)
+            ids = (file.fields["id"],) if "id" in file.fields else self._id_fields()
+            key, identifier = id_field(value, file.path, number, ids)
+            title = string_field(value, file.fields.get("title", "title"), file.path, number, default="")
+            text = string_field(value, file.fields.get("text", "text"), file.path, number)
             if not text.strip() and not title.strip():
                 self._without_text(file, number)
                 continue
-            rest = {name: item for name, item in value.items() if name not in {key, "title", "text"}}
+            rest = {name: item for name, item in value.items() if name not in _of_document(file, key)}
             yield SourceDocument(identifier, title, text, flat_metadata(rest), file.name, 0, record=number)
 
     def _id_fields(self) -> tuple[str, str]:
@@ -36,7 +38,8 @@ class JsonLinesReader(DocumentReader):
         return ("id", "_id")
 
     def _without_text(self, file: SourceFile, number: int) -> None:
-        raise InputError(f'{file.path}, line {number}: the field "text" is empty; fill it or remove this line')
+        name = file.fields.get("text", "text")
+        raise InputError(f'{file.path}, line {number}: the field "{name}" is empty; fill it or remove this line')
 
 
 class JsonlReader(JsonLinesReader):
@@ -69,7 +72,7 @@ class CsvReader(DocumentReader):
         path = file.path
         if file.may_be_empty and not path.stat().st_size:
             return
-        for line, row in read_csv(path, file.delimiter, file.text_columns, file.misfits):
+        for line, row in read_csv(path, file.delimiter, file.text_columns, file.misfits, file.fields):
             identifier, title, text = str(row.pop("id")), str(row.pop("title", "")), str(row.pop("text"))
             if not identifier.strip():
                 raise InputError(f'{path}, line {line}: the field "id" is empty; fill it or remove this row')
@@ -79,7 +82,10 @@ class CsvReader(DocumentReader):
 
 
 class ParquetReader(DocumentReader):
-    """A Parquet file with the columns of a JSONL file, read by pyarrow, a batch of rows at a time."""
+    """A Parquet file with the columns of a JSONL file, read by pyarrow, a batch of rows at a time.
+
+    Impala, Hive and older Spark write strings as bytes that nothing marks as text: bytes in UTF-8 are text.
+    """
 
     suffixes = (".parquet",)
     kind = "parquet"
@@ -95,44 +101,67 @@ class ParquetReader(DocumentReader):
                 for batch in table.iter_batches(PARQUET_ROWS):
                     for value in batch.to_pylist():
                         number += 1
-                        yield _parquet_row(file, number, value)
+                        yield _parquet_row(file, number, {name: _plain(item) for name, item in value.items()})
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{file.path}: not a Parquet file that can be read ({error}); write it again") from error
 
+    def lines(self, path: Path) -> int:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        except pyarrow.ArrowException as error:
+            raise OSError(f"{path}: not a Parquet file") from error
+
 
 def _check_columns(file: SourceFile, names: list[str]) -> None:
-    missing = [] if {"id", "_id"} & set(names) else ["id"]
-    missing += [] if {"text", "title"} & set(names) else ["text"]
+    missing = [given for given in file.fields.values() if given not in names]
+    missing += [] if "id" in file.fields or {"id", "_id"} & set(names) else ["id"]
+    missing += [] if {"text", "title"} & {*names, *file.fields} else ["text"]
     if missing:
         raise InputError(
-            f'{file.path}: no column "{missing[0]}" (columns found: {", ".join(names)[:500]}); '
-            'write it again with the columns "id" and "text"'
+            f'{file.path}: no column "{missing[0]}" (columns found: {", ".join(names)[:500]}); name those to use: '
+            "--field id=COLUMN --field text=COLUMN"
         )
 
 
 def _parquet_row(file: SourceFile, number: int, value: dict[str, Any]) -> SourceDocument:
     place = f"{file.path}, row {number}"
-    key = next((name for name in ("id", "_id") if name in value), None)
+    ids = (file.fields["id"],) if "id" in file.fields else ("id", "_id")
+    key = next((name for name in ids if name in value), None)
     identifier = value.get(key) if key else None
     if type(identifier) not in (str, int) or not str(identifier).strip():
         raise InputError(
-            f'{place}: the column "id" (or "_id") has {identifier!r}; it must be a string or a whole number'
+            f'{place}: the column "{key or ids[0]}" has {identifier!r}; it must be a string or a whole number'
         )
-    title, text = value.get("title") or "", value.get("text") or ""
+    title, text = (value.get(file.fields.get(name, name)) or "" for name in ("title", "text"))
     if not (isinstance(title, str) and isinstance(text, str) and (title.strip() or text.strip())):
-        raise InputError(f'{place}: the column "text" is missing, empty or not text; fill it or remove this row')
-    rest = {name: _plain(item) for name, item in value.items() if name not in {key, "title", "text"}}
+        name = file.fields.get("text", "text")
+        raise InputError(f'{place}: the column "{name}" is missing, empty or not text; fill it or remove this row')
+    rest = {name: item for name, item in value.items() if name not in _of_document(file, key)}
     return SourceDocument(str(identifier), title, text, flat_metadata(rest), file.name, 0, record=number)
 
 
+def _of_document(file: SourceFile, key: str | None) -> set[str | None]:
+    """The fields that are no metadata: those of the document, `key` with its id, and those that these replace."""
+    return {key, "title", "text", *file.fields, *file.fields.values()}
+
+
 def _plain(value: Any) -> Any:
-    """A value of Arrow as JSON has it: dates in ISO 8601, decimals and bytes as text."""
+    """A value of Arrow as JSON has it: dates in ISO 8601, decimals as text, bytes as text too, in hexadecimal if they
+    are not UTF-8."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 

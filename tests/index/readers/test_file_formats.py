@@ -354,11 +354,24 @@ def test_parquet_of_another_project_without_an_id_names_its_columns():
         list(open_source(FILES / "public/v0.7.1.parquet"))
 
 
+def test_parquet_of_another_project_with_columns_of_other_names():
+    """Impala writes strings as bytes that are not marked as text."""
+    file, fields = FILES / "public/snappy-nation.impala.parquet", {"id": "n_nationkey", "title": "n_name"}
+    source = open_source(file, fields=fields | {"text": "n_comment"})
+    nations = list(source)
+    assert source.measure().size == source.position.size == 25
+    assert (nations[2].id, nations[2].title, nations[2].metadata) == ("2", "BRAZIL", {"n_regionkey": 1})
+    assert nations[2].text.startswith("y alongside of the pending deposits.")
+    with pytest.raises(InputError, match=r'no column "id" \(columns found: n_nationkey, n_name, .* --field id=COLUMN'):
+        list(open_source(file))
+
+
 def test_all_files_of_a_folder_are_read():
     source = open_source(FILES)
-    assert len({document.path for document in source}) == sum(path.is_file() for path in FILES.rglob("*")) - 1
+    assert len({document.path for document in source}) == sum(path.is_file() for path in FILES.rglob("*")) - 2
     assert [(one.path, one.reason) for one in source.skipped] == [
-        ("public/v0.7.1.parquet", "a file of records inside a folder; index it by its own path")
+        (f"public/{name}.parquet", "a file of records inside a folder; index it by its own path")
+        for name in ("snappy-nation.impala", "v0.7.1")
     ]
 
 

@@ -229,7 +229,7 @@ def test_parquet_has_the_columns_of_jsonl(tmp_path):
         ({"text": ["x"]}, r'a\.parquet: no column "id" \(columns found: text\)'),
         (
             {"_id": ["x"], "year": [1]},
-            r'no column "text" \(columns found: _id, year\); write it again with the columns',
+            r'no column "text" \(columns found: _id, year\); name those to use: --field',
         ),
         ({"id": ["a", None], "text": ["x", "y"]}, 'row 2: the column "id"'),
         ({"id": ["a", "b"], "text": ["x", " "]}, 'row 2: the column "text"'),
@@ -239,6 +239,49 @@ def test_a_missing_column_or_a_broken_row_of_parquet_is_named(tmp_path, columns,
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=message):
         list(open_source(tmp_path / "a.parquet"))
+
+
+def test_parquet_has_bytes_as_text_or_in_hexadecimal(tmp_path):
+    row = {"id": b"a", "text": "caf\u00e9".encode(), "digest": b"\xff\x00", "pages": [b"x", b"\xfe"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (document,) = open_source(tmp_path / "a.parquet")
+    assert (document.id, document.text) == ("a", "caf\u00e9")
+    assert document.metadata == {"digest": "ff00", "pages": '["x", "fe"]'}
+
+
+RECORDS = {
+    "a.jsonl": '{"id": 1, "text": "old", "slug": "one", "body": "first", "heading": "H", "year": 2020}',
+    "a.csv": "id,text,slug,body,heading,year\n1,old,one,first,H,2020",
+}
+NAMED = {"id": "slug", "text": "body", "title": "heading"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_fields_of_other_names_are_id_text_and_title(tmp_path, name):
+    (document,) = open_source(write(tmp_path / name, RECORDS[name]), fields=NAMED)
+    assert (document.id, document.title, document.text, document.metadata) == ("one", "H", "first", {"year": 2020})
+
+
+def test_a_corpus_of_beir_may_have_other_fields(tmp_path):
+    write(tmp_path / "corpus.jsonl", '{"_id": "a", "contents": "x", "text": "y"}')
+    (document,) = open_source(tmp_path, fields={"text": "contents"})
+    assert (document.id, document.text, document.metadata) == ("a", "x", {})
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_named_field_that_is_not_there_is_named(tmp_path, name):
+    path = write(tmp_path / name, RECORDS[name])
+    with pytest.raises(InputError, match='"comment"'):
+        list(open_source(path, fields={"text": "comment"}))
+    with pytest.raises(InputError, match='"body" is no field of a document; name its id, text, title'):
+        open_source(path, fields={"body": "text"})
+
+
+def test_only_records_have_fields(tmp_path):
+    write(tmp_path / "a.md", "# A")
+    for path in (tmp_path, tmp_path / "a.md"):
+        with pytest.raises(InputError, match="only a file of records has fields"):
+            open_source(path, fields={"text": "body"})
 
 
 def test_what_is_not_parquet_is_refused(tmp_path):
