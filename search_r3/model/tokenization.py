@@ -251,14 +251,14 @@ def _encoder(tokenizer: Any) -> tuple[Callable[[list[str]], Sequence[Any]], bool
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch_fast"):  # a pure Python tokenizer, without word ids
         return lambda texts: [_Plain(ids) for ids in encode_as_text(tokenizer, texts)], True
-    with _TOKENIZING:
-        size, kept = _COPIES.get(tokenizer, (0, None))
-        if kept is None or size != len(tokenizer):
+    size, kept = _COPIES.get(tokenizer, (0, None))
+    if kept is None or size != len(tokenizer):
+        with _TOKENIZING:  # only to copy, as another thread may hold it while it tokenizes many texts
             kept = copy.deepcopy(backend)
-            kept.encode_special_tokens = True
-            kept.no_truncation()
-            kept.no_padding()
-            _COPIES[tokenizer] = len(tokenizer), kept
+        kept.encode_special_tokens = True
+        kept.no_truncation()
+        kept.no_padding()
+        _COPIES[tokenizer] = len(tokenizer), kept
     by_word = type(kept.model).__name__ != "BPE"
     return lambda texts: kept.encode_batch_fast(texts, add_special_tokens=False), by_word
 

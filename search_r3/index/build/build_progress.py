@@ -23,18 +23,18 @@ LINE_SECONDS = 30
 
 
 class BuildProgress:
-    """What a build has done so far. The stages of a build report to it; `show` is called with its `text` each time.
+    """What a build has done so far. The stages of a build report to it; `show` is called with it each time.
 
     Args:
         total: the work to be done, once it is known; None until then, or if it is never known.
-        show: takes the text and the share of the work that is done, 0 to 1, or None if that is unknown.
+        show: shows its `text` and `share`, if it is time to.
         clock: the time in seconds.
     """
 
     def __init__(
         self,
         total: Callable[[], Amount | None] = lambda: None,
-        show: Callable[[str, float | None], None] = lambda text, share: None,
+        show: Callable[[BuildProgress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._show, self._clock = total, show, clock
@@ -68,7 +68,7 @@ class BuildProgress:
         last, self._last = self._last, self._clock()
         if last is not None and self._chunks_of_batch:
             self._busy += self._last - last
-        self._show(self.text, self.share)
+        self._show(self)
 
     def end_batch(self, documents: int) -> None:
         """The batch, with this many documents, is embedded."""
@@ -153,21 +153,22 @@ def shown_progress(documents: Any, progress: bool | Callable[[str], None]) -> It
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
-        def show(text: str, share: float | None) -> None:
-            bar.update(task, description=text, total=None if share is None else 1.0, completed=share or 0.0)
+        def show(progress: BuildProgress) -> None:
+            share = progress.share
+            bar.update(task, description=progress.text, total=None if share is None else 1.0, completed=share or 0.0)
 
         yield BuildProgress(total, show)
 
 
-def _in_lines(report: Callable[[str], None]) -> Callable[[str, float | None], None]:
+def _in_lines(report: Callable[[str], None]) -> Callable[[BuildProgress], None]:
     """A `show` for `BuildProgress` that reports its text every `LINE_SECONDS`."""
     last = time.monotonic()
 
-    def show(text: str, share: float | None) -> None:
+    def show(progress: BuildProgress) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            report(text)
+            report(progress.text)
 
     return show

@@ -126,7 +126,7 @@ def test_a_build_reports_every_batch(tmp_path: Path, model, monkeypatch: pytest.
     for number in range(7):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"text number {number}")
     source, shown = open_source(tmp_path / "texts"), []
-    progress = BuildProgress(source.measure, lambda text, share: shown.append((text, share)))
+    progress = BuildProgress(source.measure, lambda progress: shown.append((progress.text, progress.share)))
 
     class Shown:
         def __init__(self, *_: object) -> None: ...

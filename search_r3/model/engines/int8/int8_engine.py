@@ -95,8 +95,7 @@ class Int8Engine(TorchEngine):
         share = -(-tokens // wanted)
         batches = list(batches_by_length(rows, min(batch_size, -(-len(rows) // wanted)), min(TOKENS_A_PASS, share)))
         out = np.empty((len(rows), self.dimension), dtype=np.float32)
-        with torch.inference_mode():
-            self._start(prefix, 0, 0)  # computes the prefix once, not in each thread
+        self._known(prefix)  # computes the prefix once, not in each thread
 
         def one(chosen: list[int]) -> int:
             out[chosen] = TorchEngine.embed(self, prefix, [rows[i] for i in chosen], len(chosen))
@@ -121,13 +120,13 @@ class Int8Engine(TorchEngine):
         assert self._layers is not None
         return LlamaSession(self.backbone, self._layers, [], 1, room)
 
-    def _start(self, prefix: Sequence[int], size: int, room: int, fine: bool = False) -> Session:
+    def _known(self, prefix: Sequence[int]) -> Prefix:
         with self._lock:
             if self._weights_now() != self._weights:  # the weights were trained after quantization
                 self._prefixes.clear()
                 self._merge()
                 self._pack(self._round())
-        return super()._start(prefix, size, room, fine)
+        return super()._known(prefix)
 
     def _merge(self) -> None:
         self._layers = merged_layers(self.model)
