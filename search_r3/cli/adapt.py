@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,10 +27,22 @@ from search_r3.cli.options import (
 )
 from search_r3.cli.train import Resume
 from search_r3.files import atomic_path, atomic_write_text
+from search_r3.progress import progress_bar
+from search_r3.rank_fusion import DEPTH
 
 if TYPE_CHECKING:
     from search_r3.data.judged_queries import QuerySplit
+    from search_r3.index.search_index import SearchIndex
     from search_r3.training.adapt import Adaptation
+    from search_r3.training.linear_adapter import WordScores
+
+
+class Method(enum.StrEnum):
+    """What a query adapter for an index learns."""
+
+    linear = "linear"
+    lora = "lora"
+
 
 MODES = {"off": "without reasoning", "on": "with reasoning", "latent": "in latent steps", "read": "with its first hits"}
 
@@ -58,9 +72,26 @@ def adapt(
     hold_out: Annotated[
         int, typer.Option(min=2, help="Every N-th query, by its id's CRC-32, is held out to decide what is kept.")
     ] = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 240,
-    batch_size: Annotated[int, typer.Option(min=2, help="Queries per step.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="AdamW's peak learning rate.")] = 2e-4,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="linear: a linear map of the queries' embeddings, fitted in seconds. lora: the weights of the model."
+        ),
+    ] = Method.linear,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps: 150 by default, with lora 240.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Queries per step: 256 by default, with lora 16.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="AdamW's peak learning rate: 5e-4 by default, with lora 2e-4.")
+    ] = None,
+    teacher: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="With linear: how much the fused order by vectors and words counts, where the judgements count 1.",
+        ),
+    ] = 1.0,
     mode_ratio: Annotated[
         float,
         typer.Option(
@@ -80,8 +111,8 @@ def adapt(
     """Train a query adapter for an index in minutes; the index stays as it is.
 
     Only queries are trained, against all vectors of the index. Some queries are held out: they decide which step is
-    kept, and nothing is saved if none is better than the model before. Ctrl-C writes a checkpoint, and the same command
-    resumes from it.
+    kept, and nothing is saved if none is better than the model before. The same command goes on after Ctrl-C: with
+    the reasoning that was written, with lora also from a checkpoint.
 
     \b
     Example:  search-r3 adapt notes-index clicks.jsonl --into notes-queries
@@ -94,8 +125,8 @@ def adapt(
     from search_r3.index.search_index import SearchIndex
     from search_r3.model.model_info import model_of_index
     from search_r3.model.processor import fastest_dtype
-    from search_r3.training.adapt import AdaptSettings, IndexedVectors
-    from search_r3.training.adapt import adapt as train
+    from search_r3.training.adapt import AdaptSettings, IndexedVectors, adapt_linear, adapt_lora
+    from search_r3.training.linear_adapter import LinearSettings
 
     started = time.monotonic()
     check_target(into)
@@ -107,18 +138,22 @@ def adapt(
     excluded = read_excluded_queries(queries, split, exclude or (), data)
     parts = split_queries(read_judged_queries(queries, split, data), vectors.column_of, hold_out, excluded)
     print_progress(_counts(parts, len(vectors.column_of)))
-    settings = AdaptSettings(
-        steps=steps, batch_size=batch_size, learning_rate=learning_rate, mode_ratio=mode_ratio, seed=seed
-    )
+    given: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    given = {key: value for key, value in given.items() if value is not None}
+    settings = AdaptSettings(mode_ratio=mode_ratio, **(given if method is Method.lora else {"seed": seed}))
+    linear = LinearSettings(teacher=teacher, **(given if method is Method.linear else {}))
 
     def load_checked(which: str) -> Any:
         loaded = load(which, device, dtype)
         opened.check_model(loaded)
         return loaded
 
-    found = train(
-        name, vectors, parts, into.with_name(f"{into.name}.run"), settings, load_checked, resume, print_progress
-    )
+    run = into.with_name(f"{into.name}.run")
+    if method is Method.lora:
+        found = adapt_lora(name, vectors, parts, run, settings, load_checked, resume, print_progress)
+    else:
+        words = _word_scores(opened) if teacher else None
+        found = adapt_linear(name, vectors, parts, run, linear, settings, load_checked, words, print_progress)
     record = {
         "index": str(index),
         "model": name,
@@ -129,7 +164,10 @@ def adapt(
         "after": found.after,
         "better": found.better,
         "worse": found.worse,
-        "settings": asdict(settings),
+        "method": method.value,
+        "settings": asdict(settings)
+        if method is Method.lora
+        else asdict(linear) | {"mode_ratio": mode_ratio, "max_reasoning_tokens": settings.max_reasoning_tokens},
         "seconds": round(time.monotonic() - started, 1),
     }
     _save(found, into, record, parts)
@@ -142,6 +180,23 @@ def adapt(
         print("with reasoning it is worse than before: search with --no-reasoning")
     print(f"query adapter: {into}")
     print(f'to search with it: search-r3 search {shlex.quote(str(index))} "QUERY" --model {shlex.quote(str(into))}')
+
+
+def _word_scores(opened: SearchIndex) -> WordScores | None:
+    """A search of the index by words; None if it has none."""
+    if opened.full_text not in ("current", "outdated"):
+        return None
+
+    def search(texts: Sequence[str]) -> list[dict[str, float]]:
+        found = []
+        with progress_bar("searching by words", len(texts)) as advance:
+            for text in texts:
+                hits = opened.search(text, None, mode="text", k=DEPTH).hits
+                found.append({hit.document: hit.score for hit in hits})
+                advance(1)
+        return found
+
+    return search
 
 
 def reads(model: str) -> bool:

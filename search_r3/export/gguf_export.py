@@ -18,6 +18,7 @@ from search_r3.model.checkpoint import write_record
 from search_r3.model.gguf_file import SIDES, OutType, write_gguf
 from search_r3.model.golden import GOLDEN_TEXTS
 from search_r3.model.query_normalizer import query_normalizer_note
+from search_r3.model.query_projection import refuse_query_projection
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS, DOCUMENTS, stop_ids
 
 TOLERANCE: dict[OutType, float] = {"q8_0": 1e-2, "f16": 1e-3, "f32": 1e-3}
@@ -39,6 +40,7 @@ def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:
         raise InputError(
             f"a model on the {model.engine_spec.name} engine cannot be exported as GGUF; load it with engine torch"
         )
+    refuse_query_projection(model, "GGUF")
     own = not model.is_query_adapter
     _write(folder, model, outtype, SIDES if own else SIDES[1:])
     if not own:

@@ -15,7 +15,14 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.export.merged_export import check_target
 from search_r3.files import atomic_path
-from search_r3.model.checkpoint import ADAPTER_FILE, ADAPTER_KINDS, CONTRACT_FILE, read_query_normalizer, read_record
+from search_r3.model.checkpoint import (
+    ADAPTER_FILE,
+    ADAPTER_KINDS,
+    CONTRACT_FILE,
+    read_query_normalizer,
+    read_query_projection,
+    read_record,
+)
 from search_r3.model.contract import Contract
 from search_r3.model.resolve import BUNDLED, PACKAGED, weights_sha256
 
@@ -150,6 +157,7 @@ def _checked(folder: Path) -> tuple[str, Contract]:
     if digest != ((contract.query_weights or contract.adapter_weights) if adapter else record.get("weights")):
         raise InputError(f"{folder}: the weights do not match its contract; download or export it again")
     read_query_normalizer(folder, contract)
+    read_query_projection(folder, contract)
     return kind, contract
 
 

@@ -23,6 +23,7 @@ from search_r3.model.capitals import capitals_note
 from search_r3.model.checkpoint import write_record
 from search_r3.model.golden import GOLDEN_TEXTS
 from search_r3.model.query_normalizer import query_normalizer_note
+from search_r3.model.query_projection import refuse_query_projection
 from search_r3.model.searchr3 import DEFAULT_DOCUMENT_TOKENS
 from search_r3.model.tokenization import encode_as_text
 from search_r3.prompts import EMBED_TOKEN, PromptTemplate
@@ -62,6 +63,7 @@ def write_onnx(folder: Path, model: Any) -> None:
     check_installed()
     if model.dtype != "float32":
         raise InputError(f"an ONNX export is float32, but the model is loaded in {model.dtype}; load it in float32")
+    refuse_query_projection(model, "ONNX")
     folder.mkdir()
     model.checkpoint.model.config.save_pretrained(str(folder))
     model.tokenizer.save_pretrained(str(folder))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from search_r3.model.capitals import fold_capitals
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.contract import Contract
 from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer, before_folding
+from search_r3.model.query_projection import QUERY_PROJECTION_FILE, QueryProjection
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.resolve import check_name, find_adapter, resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN
@@ -82,7 +84,7 @@ class Checkpoint:
 
     `documents` is what embeds documents; None if this checkpoint does, as it does for all but query adapters.
     `source` is the name or path that it was loaded by. `query_normalizer` is what queries go through; None if
-    they stay as they are.
+    they stay as they are. `query_projection` is what their embeddings go through; None if they stay as they are.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Checkpoint:
     documents: DocumentCheckpoint | None = None
     source: str = ""
     query_normalizer: QueryNormalizer | None = None
+    query_projection: QueryProjection | None = None
 
     def normalizer(self, *, queries: bool) -> Callable[[str], str] | None:
         """What texts go through before they are tokenized; None if they stay as they are."""
@@ -130,10 +133,13 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
 
     Raises:
         InputError: the name is unknown, the folder is damaged or an export for other runtimes, the base does not have
-            the weights that the adapter was trained on, or the model of a query adapter's documents is not found.
+            the weights that the adapter was trained on, the model of a query adapter's documents is not found, or
+            one with a query projection is not merged.
     """
     folder = resolve(name_or_path)
     record = read_record(folder)
+    if not merge and record is not None:
+        refuse_projection(folder, record, "trained further")
     with _one_thread():
         if record is None:
             checkpoint = load_base(name_or_path, dtype=dtype)
@@ -149,6 +155,7 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
         checkpoint.documents = _documents_of(folder, record, checkpoint.contract, dtype, device)
     checkpoint.source = str(name_or_path)
     checkpoint.query_normalizer = read_query_normalizer(folder, checkpoint.contract)
+    checkpoint.query_projection = read_query_projection(folder, checkpoint.contract)
     return checkpoint
 
 
@@ -165,6 +172,29 @@ def read_query_normalizer(folder: Path, contract: Contract) -> QueryNormalizer |
     if sha256_of(file) != contract.query_normalizer:
         raise InputError(f"{file} does not match the contract; download or train the model again")
     return normalizer
+
+
+def read_query_projection(folder: Path, contract: Contract) -> QueryProjection | None:
+    """The query projection of the checkpoint in `folder`, or None if its contract names none.
+
+    Raises:
+        InputError: it is missing, damaged, or another one than the contract's.
+    """
+    if not contract.query_projection:
+        return None
+    projection = QueryProjection.load(folder)
+    if projection.hash != contract.query_projection or len(projection.weight_DD) != contract.dimension:
+        raise InputError(f"{folder / QUERY_PROJECTION_FILE} does not match the contract; make the adapter again")
+    return projection
+
+
+def refuse_projection(folder: Path, record: dict[str, Any], what: str) -> None:
+    """Raise InputError if the checkpoint has a query projection, which would be lost; `what` cannot be done to it."""
+    if record["contract"].get("query_projection"):
+        raise InputError(
+            f"{folder.name} was adapted to an index by a linear map of its queries, and cannot be {what}; give the "
+            f"model that it was adapted from ({record.get('adapted_from', 'see its adapt.json')})"
+        )
 
 
 @contextmanager
@@ -401,13 +431,45 @@ def save_query_adapter(
         documents: the name of the checkpoint that embeds the documents, and the name or path by which it is loaded.
     """
     name, source = documents
-    if expand_user(source).is_dir():
-        path = expand_user(source).resolve()
-        known = find_adapter(path.name)
-        source = path.name if known is not None and known.resolve() == path else str(path)
     written = replace(contract, query_weights=_write_adapter(model, contract.base, folder))
-    write_record(folder, "query_adapter", written, documents={"name": name, "source": source}, **more)
+    write_record(folder, "query_adapter", written, documents={"name": name, "source": _source_of(source)}, **more)
     return written
+
+
+def _source_of(source: str) -> str:
+    """What a record says of where the documents' model is loaded from: a known name, the path of a folder, or a name
+    of the hub."""
+    if not expand_user(source).is_dir():
+        return source
+    path = expand_user(source).resolve()
+    known = find_adapter(path.name)
+    return path.name if known is not None and known.resolve() == path else str(path)
+
+
+def save_projected(source: Path, projection: QueryProjection, folder: Path) -> None:
+    """Write the adapter or query adapter in `source` with a query projection, as a query adapter, into `folder`.
+
+    Its golden vectors are still to be written, by `SearchR3.write_golden`.
+
+    Raises:
+        InputError: `source` is neither.
+    """
+    record = read_record(source)
+    if record is None or record["kind"] not in ADAPTER_KINDS:
+        kind = "a base model" if record is None else f"a {record['kind']} model"
+        raise InputError(f"{source.name} is {kind}; give an adapter, or the one that it was made from")
+    contract = Contract.from_dict(record["contract"], str(source / CONTRACT_FILE))
+    place = find_documents(source, record) if contract.query_weights else source
+    name = record["documents"]["name"] if contract.query_weights else source.resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (ADAPTER_FILE, "adapter_config.json", QUERY_NORMALIZER_FILE):
+        if (source / file).is_file():
+            shutil.copyfile(source / file, folder / file)
+    projection.save(folder)
+    weights = contract.query_weights or contract.adapter_weights
+    contract = replace(contract, query_weights=weights, query_projection=projection.hash)
+    documents = {"name": name, "source": _source_of(str(place))}
+    write_record(folder, "query_adapter", contract, documents=documents, adapted_from=source.resolve().name)
 
 
 def _write_adapter(model: Any, base: str, folder: Path) -> str:

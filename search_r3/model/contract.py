@@ -16,7 +16,7 @@ from typing import Any
 from search_r3.errors import InputError
 from search_r3.prompts import EMBED_TOKEN, Prompts
 
-FORMAT = 4
+FORMAT = 5
 HASHED_FORMAT = 1
 """The format whose fields are hashed. It does not change, so that a contract keeps its hash, and its indexes stay
 valid, when `migrate` converts it to a newer format. A new field may be hashed only if older formats could not express
@@ -44,6 +44,8 @@ class Contract:
             in format 3.
         query_normalizer: SHA-256 of the file by which queries are corrected before they are tokenized, see
             `search_r3.model.query_normalizer`; "" if they are not. Added in format 4.
+        query_projection: SHA-256 of the matrix by which the embeddings of queries are mapped, see
+            `search_r3.model.query_projection`; "" if they are not. Added in format 5.
         format: the format of this record.
     """
 
@@ -58,6 +60,7 @@ class Contract:
     fold_capitals: bool = False
     query_weights: str = ""
     query_normalizer: str = ""
+    query_projection: str = ""
     format: int = FORMAT
 
     @property
@@ -84,13 +87,16 @@ class Contract:
         that can express the contract: so existing contracts keep their hash and older versions can read them.
         """
         record = {k: v for k, v in self.__dict__.items() if k != "prompts"} | {"format": self._oldest_format()}
-        for name in ("fold_capitals", "query_weights", "query_normalizer"):
+        for name in ("fold_capitals", "query_weights", "query_normalizer", "query_projection"):
             if not record[name]:
                 del record[name]
         return record | {"prompts": self.prompts.to_dict(), "embed_token": EMBED_TOKEN}
 
     def _oldest_format(self) -> int:
-        return 4 if self.query_normalizer else 3 if self.query_weights else 2 if self.fold_capitals else 1
+        newest = {
+            5: self.query_projection, 4: self.query_normalizer, 3: self.query_weights, 2: self.fold_capitals
+        }  # fmt: skip
+        return next((version for version, value in newest.items() if value), 1)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any], where: str) -> Contract:
@@ -142,11 +148,20 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict, 2: dict, 3: dict}
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: dict, 2: dict, 3: dict, 4: dict}
 """Format -> the function that converts a record to the next format."""
 _TYPES: dict[str, type] = {
     **dict.fromkeys(
-        ("base", "base_weights", "adapter_weights", "query_weights", "query_normalizer", "chat_template", "pooling"),
+        (
+            "base",
+            "base_weights",
+            "adapter_weights",
+            "query_weights",
+            "query_normalizer",
+            "query_projection",
+            "chat_template",
+            "pooling",
+        ),
         str,
     ),
     **dict.fromkeys(("embed_token_id", "dimension", "format"), int),

@@ -218,6 +218,8 @@ class SearchR3:
             checkpoints.write_record(scratch, "merged", self.contract, name=self.name, weights=weights, **more)
             if self.checkpoint.query_normalizer is not None:
                 self.checkpoint.query_normalizer.save(scratch)
+            if self.checkpoint.query_projection is not None:
+                self.checkpoint.query_projection.save(scratch)
             self.write_golden(scratch)
 
     def encode_document(
@@ -444,7 +446,7 @@ class SearchR3:
         ids = generation.token_ids
         return Reasoned(
             text=self.tokenizer.decode(ids).strip(),
-            embedding=generation.embedding,
+            embedding=self._projected(generation.embedding),
             num_tokens=len(ids),
             forced=generation.forced,
             token_ids=[*self.templates["reasoning"].prefix, *row, *ids, self.contract.embed_token_id],
@@ -496,7 +498,7 @@ class SearchR3:
         if not rows:
             return self._no_embeddings()
         with progress_bar("encoding", len(rows), _shown(show_progress_bar, rows)) as progress:
-            return self.engine.embed(template.prefix, rows, batch_size, progress)
+            return self._projected(self.engine.embed(template.prefix, rows, batch_size, progress))
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarities of the rows of `a` and `b`, (len(a), len(b)); the rows must have unit length."""
@@ -532,9 +534,19 @@ class SearchR3:
             return self._no_embeddings()
         with progress_bar("encoding", len(rows), on_batch is None and _shown(show, rows)) as advance:
             progress = on_batch or advance
+            if side == "document":
+                return self.engine.embed(template.prefix, rows, batch_size, progress)
             if side == "latent":
-                return latent_engine(self).embed_latent(template.prefix, rows, self.latent_steps, batch_size, progress)
-            return self.engine.embed(template.prefix, rows, batch_size, progress)
+                latent = latent_engine(self)
+                return self._projected(
+                    latent.embed_latent(template.prefix, rows, self.latent_steps, batch_size, progress)
+                )
+            return self._projected(self.engine.embed(template.prefix, rows, batch_size, progress))
+
+    def _projected(self, query_QD: np.ndarray) -> np.ndarray:
+        """The embeddings of queries, (Q, D) or (D,), after the query projection if the checkpoint has one."""
+        projection = self.checkpoint.query_projection
+        return query_QD if projection is None else projection(query_QD)
 
     def _rows(self, template: PromptTemplate, texts: Sequence[Text], max_length: int) -> list[list[int]]:
         queries = template is not self.templates["document"]

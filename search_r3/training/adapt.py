@@ -1,13 +1,16 @@
 """Adapts queries to an index as it stands: a query adapter trained on judged queries against the index's own vectors.
 
-Every vector of the index is compared with every query in each step; of a document's chunks the nearest counts, as in a
-search. Held-out queries decide which step is kept, and whether it is better than the model that it began with.
+Either a linear map of the queries' embeddings, which is fitted in seconds (`adapt_linear`), or the weights that embed
+them (`adapt_lora`). Every vector of the index is compared with every query in each step; of a document's chunks the
+nearest counts, as in a search. Held-out queries decide which step is kept, and whether it is better than the model that
+it began with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +27,12 @@ from search_r3.data.pairs import TrainingPair, read_pairs, write_pairs
 from search_r3.errors import InputError
 from search_r3.files import atomic_write_text
 from search_r3.model import checkpoint as checkpoints
-from search_r3.model.checkpoint import Checkpoint
+from search_r3.model.checkpoint import Checkpoint, save_projected
 from search_r3.model.latent_steps import has_latent
 from search_r3.model.searchr3 import SearchR3
 from search_r3.ranking import graded_ranking, top_k
 from search_r3.training.config import LoopConfig
+from search_r3.training.linear_adapter import Documents, LinearSettings, WordScores, fit_projection, targets
 from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.contrastive import document_key
 from search_r3.training.sft.fixed_documents import FixedDocuments
@@ -92,8 +96,8 @@ class IndexedVectors:
         norm_N1 = np.linalg.norm(sorted_ND, axis=1, keepdims=True)
         self.vector_ND = sorted_ND / np.maximum(norm_N1, 1e-12)
         same = [a != b for a, b in zip(self.row_documents, ["", *self.row_documents[:-1]], strict=True)]
-        self._starts = np.flatnonzero([True, *same[1:]])
-        self.column_of = {self.row_documents[start]: column for column, start in enumerate(self._starts)}
+        self.starts = np.flatnonzero([True, *same[1:]])
+        self.column_of = {self.row_documents[start]: column for column, start in enumerate(self.starts)}
 
     @property
     def sha256(self) -> str:
@@ -104,17 +108,17 @@ class IndexedVectors:
 
     def scores(self, query_QD: np.ndarray) -> np.ndarray:
         """The cosine of each query with each document's nearest chunk, float32 (Q, documents)."""
-        return np.maximum.reduceat(query_QD @ self.vector_ND.T, self._starts, axis=1)
+        return np.maximum.reduceat(query_QD @ self.vector_ND.T, self.starts, axis=1)
 
     def first_hits(self, query_QD: np.ndarray, k: int) -> list[list[str]]:
         """For each query, the nearest chunk of each of its first `k` documents, as text."""
         assert self.texts is not None
-        ends = [*self._starts[1:], len(self.row_documents)]
+        ends = [*self.starts[1:], len(self.row_documents)]
         found: list[list[str]] = []
         for query_D in query_QD:
             score_N = self.vector_ND @ query_D
-            best = top_k(np.maximum.reduceat(score_N, self._starts)[None], k)[1][0]
-            rows = [self._starts[column] + score_N[self._starts[column] : ends[column]].argmax() for column in best]
+            best = top_k(np.maximum.reduceat(score_N, self.starts)[None], k)[1][0]
+            rows = [self.starts[column] + score_N[self.starts[column] : ends[column]].argmax() for column in best]
             found.append([self.texts[row] for row in rows])
         return found
 
@@ -178,7 +182,103 @@ class AdaptTask(SFTTask):
         return {f"{name}.{WITHOUT_REASONING}": float(of_query.mean()) for name, of_query in values.items()}
 
 
-def adapt(
+def adapt_linear(
+    model: str,
+    index: IndexedVectors,
+    split: QuerySplit,
+    run: Path,
+    settings: LinearSettings,
+    queries: AdaptSettings,
+    load: Callable[[str], SearchR3],
+    words: WordScores | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Adaptation:
+    """Fit a query projection to an index.
+
+    Args:
+        model: an adapter of the index's document space, or a query adapter, whose projection, if any, it follows.
+        run: a folder for the query adapter, and for the reasoning that was written, which another run takes from it.
+        queries: of these, `mode_ratio`, `max_reasoning_tokens` and `seed` are used.
+        load, say: see `adapt_lora`.
+        words: a search of the index by words, whose fusion with the vectors is the teacher; None for none.
+
+    Raises:
+        InputError: the model is no adapter, or no projection was better on the held-out queries than none is.
+    """
+    begun = load(model)
+    refuse_base(begun)
+    say(f"measuring {begun.name} on {len(split.held_out):,} held-out queries")
+    before = measure(begun, index, split.held_out, queries)
+    say("embedding the queries: some with the model's own reasoning")
+    pairs = _training_pairs(begun, index, split.train, run, queries, resume=True)
+    row_RD, query_of = _rows(begun, pairs)
+    by_words = None if words is None else words([query.text for query in split.train])
+    direct_QD = row_RD[: len(split.train)]
+    target_of = [
+        target
+        for start in range(0, len(split.train), BLOCK)
+        for target in targets(
+            index.scores(direct_QD[start : start + BLOCK]),
+            split.train[start : start + BLOCK],
+            index.column_of,
+            None if by_words is None else by_words[start : start + BLOCK],
+            settings,
+        )
+    ]
+    held_QD = embed_queries(begun, split.held_out)
+    say(f"fitting a linear map to {len(row_RD):,} embeddings")
+    needed = np.unique(np.concatenate([target.columns for target in target_of]))
+    fitted = fit_projection(
+        row_RD,
+        [target_of[query] for query in query_of],
+        Documents(index.vector_ND, index.starts, needed, settings.seed),
+        lambda projection: float(index.measure(projection(held_QD), split.held_out)["ndcg@10"].mean()),
+        settings,
+    )
+    _check_gain(model, split, float(before[WITHOUT_REASONING]["ndcg@10"].mean()), fitted.ndcg)
+    folder = run / "best"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_projected(begun.checkpoint.path, fitted.projection.after(begun.checkpoint.query_projection), folder)
+    del begun
+    return _measured(folder, index, split, queries, before, load, say)
+
+
+def refuse_base(model: SearchR3) -> None:
+    """Raise InputError for what has no adapter that a query adapter could begin with."""
+    record = checkpoints.read_record(Path(model.checkpoint.path))
+    if record is None or record["kind"] not in checkpoints.ADAPTER_KINDS:
+        what = (
+            "a base model; train an adapter, or use --method lora"
+            if record is None
+            else ("a merged model; give the adapter that it was made from")
+        )
+        raise InputError(f"{model.name} is {what}")
+
+
+def _rows(model: SearchR3, pairs: Sequence[TrainingPair]) -> tuple[np.ndarray, list[int]]:
+    """Embeddings of the queries, first all without reasoning, then some in other modes, (R, D); and whose each is."""
+    texts = [pair.query for pair in pairs]
+    options: dict[str, Any] = {"batch_size": 64, "show_progress_bar": False}
+    parts, query_of = [model.encode_query(texts, reasoning=False, **options)], list(range(len(pairs)))
+    some = [number for number, pair in enumerate(pairs) if pair.reasoning or pair.passages]
+    reasoned = [number for number in some if pairs[number].reasoning]
+    if reasoned:
+        traces = [pairs[number].reasoning or "" for number in reasoned]
+        parts.append(model.encode_with_reasoning([texts[number] for number in reasoned], traces, **options))
+        query_of += reasoned
+    if some and has_latent(model):
+        parts.append(model.encode_query([texts[number] for number in some], reasoning="latent", **options))
+        query_of += some
+    reading = [number for number in some if pairs[number].passages]
+    if reading:
+        passages = [pairs[number].passages for number in reading]
+        shown = [texts[number] for number in reading]
+        parts.append(model.encode_query(shown, passages=passages, reasoning=False, **options))
+        query_of += reading
+    return np.concatenate(parts), query_of
+
+
+def adapt_lora(
     model: str,
     index: IndexedVectors,
     split: QuerySplit,
@@ -188,7 +288,7 @@ def adapt(
     resume: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Adaptation:
-    """Train a query adapter for an index.
+    """Train the weights of a query adapter for an index.
 
     Args:
         model: an adapter of the index's document space, or a query adapter, which is trained further.
@@ -231,22 +331,34 @@ def adapt(
         },
     )
     del checkpoint
-    say("measuring the adapter of the best step")
-    SearchR3.from_pretrained(run / "best", device="cpu").write_golden(run / "best")  # in float32
-    adapted = load(str(run / "best"))
-    after = measure(adapted, index, split.held_out, settings)
-    rise_Q = after[WITHOUT_REASONING]["ndcg@10"] - before[WITHOUT_REASONING]["ndcg@10"]
-    found = Adaptation(
-        run / "best", _means(before), _means(after), int((rise_Q > 1e-9).sum()), int((rise_Q < -1e-9).sum())
-    )
-    if found.gain <= 0:
-        raise InputError(
-            f"no step was better on the {len(split.held_out)} held-out queries than {model} (nDCG@10 "
-            f"{found.before[WITHOUT_REASONING]['ndcg@10']:.4f}, at best "
-            f"{found.after[WITHOUT_REASONING]['ndcg@10']:.4f}), so nothing is saved; give more queries, or try a lower "
-            "learning rate"
-        )
+    found = _measured(run / "best", index, split, settings, before, load, say)
+    _check_gain(model, split, found.before[WITHOUT_REASONING]["ndcg@10"], found.after[WITHOUT_REASONING]["ndcg@10"])
     return found
+
+
+def _measured(
+    folder: Path,
+    index: IndexedVectors,
+    split: QuerySplit,
+    settings: AdaptSettings,
+    before: dict[str, dict[str, np.ndarray]],
+    load: Callable[[str], SearchR3],
+    say: Callable[[str], None],
+) -> Adaptation:
+    """Write the golden vectors of the query adapter in `folder`, and measure it."""
+    say("measuring the adapter of the best step")
+    SearchR3.from_pretrained(folder, device="cpu").write_golden(folder)  # in float32
+    after = measure(load(str(folder)), index, split.held_out, settings)
+    rise_Q = after[WITHOUT_REASONING]["ndcg@10"] - before[WITHOUT_REASONING]["ndcg@10"]
+    return Adaptation(folder, _means(before), _means(after), int((rise_Q > 1e-9).sum()), int((rise_Q < -1e-9).sum()))
+
+
+def _check_gain(model: str, split: QuerySplit, before: float, after: float) -> None:
+    if after <= before:
+        raise InputError(
+            f"no step was better on the {len(split.held_out)} held-out queries than {model} (nDCG@10 {before:.4f}, at "
+            f"best {after:.4f}), so nothing is saved; give more queries, or try a lower learning rate"
+        )
 
 
 def embed_queries(model: Any, queries: Sequence[JudgedQuery]) -> np.ndarray:

@@ -125,7 +125,7 @@ class TestFormats:
         assert found.format == newest + 1
         assert found.hash == CONTRACT.hash
 
-    @pytest.mark.parametrize(("format", "message"), [(5, r"here .* newer .*reads up to 4.*upgrade"), (-1, "damaged")])
+    @pytest.mark.parametrize(("format", "message"), [(6, r"here .* newer .*reads up to 5.*upgrade"), (-1, "damaged")])
     def test_a_format_that_is_not_known_is_refused_in_a_line(self, format: int, message: str) -> None:
         with pytest.raises(InputError, match=message):
             Contract.from_dict(CONTRACT.to_dict() | {"format": format}, "here")

@@ -28,6 +28,7 @@ from search_r3.model.checkpoint import (
     find_documents,
     read_query_normalizer,
     read_record,
+    refuse_projection,
     save_adapter,
 )
 from search_r3.model.contract import Contract
@@ -123,6 +124,8 @@ def average_adapters(
     into, adapters = Path(into), read_adapters(names, at_least=1 if changed else 2)
     if into.exists() or into.is_symlink():
         raise InputError(f"{into} exists already, and is not overwritten; choose a new folder")
+    for adapter in adapters:
+        refuse_projection(adapter.folder, {"contract": adapter.contract.to_dict()}, "averaged")
     shares = _shares(weights, len(adapters))
     ranks = [adapter.settings["r"] for adapter in adapters]
     rank = max(ranks) if rank is None else rank
