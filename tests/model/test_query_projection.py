@@ -129,16 +129,14 @@ class TestFile:
 
 
 class TestWhatElseIsDoneWithIt:
-    def test_a_merged_export_keeps_it(self, folder: Path, model: SearchR3, tmp_path: Path) -> None:
+    def test_a_merged_export_keeps_it_and_it_is_pushed(self, model: SearchR3, tmp_path: Path) -> None:
         export_model(model, tmp_path / "merged")
         merged = SearchR3.from_pretrained(tmp_path / "merged", device="cpu")
         assert merged.contract.query_projection == model.contract.query_projection
         query, document = merged.encode_query(TEXTS, reasoning=False), merged.encode_document(TEXTS)
         np.testing.assert_allclose(query, model.encode_query(TEXTS, reasoning=False), atol=1e-5)
         np.testing.assert_allclose(document, model.encode_document(TEXTS), atol=1e-5)
-
-    def test_it_is_pushed_with_the_adapter(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert QUERY_PROJECTION_FILE in plan_push(folder, "someone/adapted").files
+        assert QUERY_PROJECTION_FILE in plan_push(tmp_path / "merged", "me/it").files
 
     def test_it_is_neither_trained_further_nor_averaged_nor_exported_for_other_runtimes(
         self, folder: Path, query_adapter: Path, model: SearchR3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -146,7 +144,7 @@ class TestWhatElseIsDoneWithIt:
         with pytest.raises(InputError, match=f"cannot be trained further; give the .* from \\({query_adapter.name}\\)"):
             checkpoints.load(folder, dtype=torch.float32, merge=False)
         with pytest.raises(InputError, match="cannot be averaged"):
-            average_adapters([folder, query_adapter], tmp_path / "average")
+            average_adapters([folder, copied(folder, tmp_path)], tmp_path / "average")
         assert main(["export", str(folder), str(tmp_path / "gguf"), "--format", "gguf"]) == 2
         assert "which a GGUF export has no place for" in capsys.readouterr().err
         assert not (tmp_path / "gguf").exists()

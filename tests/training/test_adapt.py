@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.metrics import run_ndcg, run_recall
 from search_r3.model import checkpoint as checkpoints
-from search_r3.prompts import with_latent_steps, with_reading
+from search_r3.prompts import Prompts, with_latent_steps, with_reading
 from search_r3.training.adapt import AdaptTask, IndexedVectors
 from search_r3.training.config import LoraSettings
 from search_r3.training.lora.policy import add_lora
@@ -58,7 +59,18 @@ def clicks(tmp_path: Path) -> Path:
 
 def arguments(index: Path, clicks: Path, into: Path, *more: str) -> list[str]:
     return ["adapt", str(index), str(clicks), "--into", str(into), "--steps", "40", "--learning-rate", "0.01",
-            "--hold-out", "4", "--json", *more]  # fmt: skip
+            "--hold-out", "4", "--json", "--method", "lora", *more]  # fmt: skip
+
+
+def index_of_a_reader(base: Path, folder: Path) -> Prompts:
+    """An adapter that reads and has latent steps, `folder / "reader"`, and an index by it; returns its prompts."""
+    loaded = checkpoints.load_base(base, dtype=torch.float32)
+    prompts = with_latent_steps(with_reading(loaded.contract.prompts, 2, 8), 2)
+    lora = add_lora(loaded, LoraSettings())
+    checkpoints.save_adapter(lora, replace(loaded.contract, prompts=prompts), folder / "reader")
+    documents = [SourceDocument(word, "", f"{word} is a letter") for word in WORDS]
+    build_index(folder / "index", documents, SearchR3.from_pretrained(folder / "reader", device="cpu"))
+    return prompts
 
 
 def bytes_of(folder: Path) -> str:
@@ -156,12 +168,7 @@ class TestCommand:
     def test_the_models_other_modes_are_trained_measured_and_kept(
         self, tiny_model: Path, clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        loaded = checkpoints.load_base(tiny_model, dtype=torch.float32)
-        prompts = with_latent_steps(with_reading(loaded.contract.prompts, 2, 8), 2)
-        lora = add_lora(loaded, LoraSettings())
-        checkpoints.save_adapter(lora, replace(loaded.contract, prompts=prompts), tmp_path / "reader")
-        documents = [SourceDocument(word, "", f"{word} is a letter") for word in WORDS]
-        build_index(tmp_path / "index", documents, SearchR3.from_pretrained(tmp_path / "reader", device="cpu"))
+        prompts = index_of_a_reader(tiny_model, tmp_path)
         assert main(arguments(tmp_path / "index", clicks, tmp_path / "queries", "--mode-ratio", "0.5")) == 0
         said = json.loads(capsys.readouterr().out)
         assert set(said["before"]) == set(said["after"]) == {"off", "on", "latent", "read"}
@@ -196,3 +203,76 @@ class TestCommand:
         errors = capsys.readouterr().err
         assert "left out as near copies of held-out or excluded queries" in errors
         assert "their embeddings cannot be compared" in errors
+
+
+class TestLinear:
+    @pytest.fixture
+    def place(self, tiny_model: Path, tmp_path: Path) -> Path:
+        index_of_a_reader(tiny_model, tmp_path)
+        return tmp_path
+
+    def arguments(self, place: Path, clicks: Path, *more: str) -> list[str]:
+        return ["adapt", str(place / "index"), str(clicks), "--into", str(place / "queries"), "--hold-out", "4",
+                "--learning-rate", "0.05", "--steps", "300", "--json", *more]  # fmt: skip
+
+    def test_every_mode_is_better_and_the_index_is_the_same_to_the_byte(
+        self, place: Path, clicks: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = bytes_of(place / "index")
+        assert main(self.arguments(place, clicks, "--mode-ratio", "0.5", "--teacher", "0")) == 0
+        assert bytes_of(place / "index") == before
+        said = json.loads(capsys.readouterr().out)
+        assert set(said["after"]) == {"off", "on", "latent", "read"}
+        assert said["method"] == "linear"
+        assert said["after"]["off"]["ndcg@10"] > said["before"]["off"]["ndcg@10"] + 0.1
+        assert said["after"]["latent"]["ndcg@10"] > said["before"]["latent"]["ndcg@10"]
+        model = SearchR3.from_pretrained(place / "queries", device="cpu")
+        assert model.documents.name == "reader"
+        assert (model.check_golden() or 0) < 1e-5
+        assert SearchIndex.open(place / "index").search("what is beta", model, reasoning=False).hits
+
+    def test_it_goes_on_from_what_was_adapted_before_and_with_the_reasoning_that_was_written(
+        self, place: Path, clicks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert main(self.arguments(place, clicks, "--steps", "60", "--teacher", "0")) == 0
+        first = json.loads(capsys.readouterr().out)
+        command = ["adapt", str(place / "index"), str(clicks), "--into", str(place / "again"), "--json"]
+        command += [
+            "--hold-out",
+            "4",
+            "--learning-rate",
+            "0.05",
+            "--steps",
+            "300",
+            "--model",
+            str(place / "queries"),
+            "--teacher",
+            "0",
+        ]
+        assert main(command) == 0
+        second = json.loads(capsys.readouterr().out)
+        assert second["before"]["off"] == pytest.approx(first["after"]["off"])
+        assert second["after"]["off"]["ndcg@10"] > second["before"]["off"]["ndcg@10"]
+        shutil.rmtree(place / "again")
+        monkeypatch.setattr("search_r3.training.adapt.write_pairs", lambda *_: pytest.fail("reasoned again"))
+        assert main(command) == 0
+        assert json.loads(capsys.readouterr().out)["after"] == second["after"]
+
+    def test_a_base_model_and_an_index_without_words(
+        self, index: Path, clicks: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["adapt", str(index), str(clicks), "--into", str(tmp_path / "queries")]
+        assert main(command) == 2
+        assert "is a base model; train an adapter, or use --method lora" in capsys.readouterr().err
+        documents = [SourceDocument(word, "", f"{word} is a letter") for word in WORDS]
+        reader = SearchR3.from_pretrained(place / "reader", device="cpu")
+        build_index(tmp_path / "plain.index", documents, reader, backend="numpy")
+        command[1] = str(tmp_path / "plain.index")
+        assert main([*command, "--hold-out", "4", "--learning-rate", "0.01"]) == 0
+
+    def test_what_is_not_better_is_not_saved(
+        self, place: Path, clicks: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(self.arguments(place, clicks, "--steps", "1", "--learning-rate", "1e-12", "--teacher", "0")) == 2
+        assert "no step was better on the" in capsys.readouterr().err
+        assert not (place / "queries").exists()

@@ -109,7 +109,8 @@ class TestFit:
         assert not fitted.projection.weight_DD.any()
 
     @pytest.mark.parametrize(
-        "wrong", [{"steps": 0}, {"learning_rate": 0.0}, {"temperatures": ()}, {"temperatures": (0.0,)}, {"teacher": -1.0}]
+        "wrong",
+        [{"steps": 0}, {"learning_rate": 0.0}, {"temperatures": ()}, {"temperatures": (0.0,)}, {"teacher": -1.0}],
     )
     def test_settings_that_cannot_be_are_refused(self, wrong: dict[str, object]) -> None:
         with pytest.raises(InputError):
