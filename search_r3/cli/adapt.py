@@ -89,7 +89,7 @@ def adapt(
         float,
         typer.Option(
             min=0,
-            help="With linear: how much the fused order by vectors and words counts, where the judgements count 1.",
+            help="With linear: how much the fused order by vectors and words counts, where the judgments count 1.",
         ),
     ] = 1.0,
     mode_ratio: Annotated[

@@ -1,7 +1,7 @@
 """Fits a query projection to an index: a linear map of query embeddings, by judged queries and a hybrid search.
 
-Each query has a soft target over the documents: its judgements, and the order in which vectors and words together find
-them, as a teacher; what judgements alone would make the map forget. Embeddings are made once, so a fit takes seconds.
+Each query has a soft target over the documents: its judgments, and the order in which vectors and words together find
+them, as a teacher; what judgments alone would make the map forget. Embeddings are made once, so a fit takes seconds.
 
 Shape suffixes: Q queries, R rows to train on (a query has one for each mode), M documents, D dimension, C columns of a
 target.
@@ -46,7 +46,7 @@ class LinearSettings:
     temperatures: tuple[float, ...] = (0.02, 0.03)
     """Temperatures of the softmax over the index; that which is best on the held-out queries is kept."""
     teacher: float = 1.0
-    """Weight of the teacher, where the judgements have 1; 0: only judgements."""
+    """Weight of the teacher, where the judgments have 1; 0: only judgments."""
     teacher_temperature: float = 0.1
     """Temperature of the teacher's softmax over fused scores, which are from 0 to 1."""
     seed: int = 0
