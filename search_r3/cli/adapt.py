@@ -111,7 +111,7 @@ def adapt(
     """Train a query adapter for an index in minutes; the index stays as it is.
 
     Only queries are trained, against all vectors of the index. Some queries are held out: they decide which step is
-    kept, and nothing is saved if none is better than the model before. The same command goes on after Ctrl-C: with
+    kept, and nothing is saved if none is better than the model before. The same command resumes after Ctrl-C: with
     the reasoning that was written, with lora also from a checkpoint.
 
     \b
