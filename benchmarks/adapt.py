@@ -62,7 +62,7 @@ def main() -> None:
             scores = [f"{values[key]['ndcg@10']:.4f}" for key in ("before", "after")]
             gain = f"{values['gain']:+.4f}"
             spent = [f"{found['seconds']:.0f}", f"{found['peak_bytes'] / 2**20:,.0f}"]
-            table.row(name, split, values["queries"], *scores, gain, f"{values['p']:.3g}", *spent)
+            table.row(name, split, str(values["queries"]), *scores, gain, f"{values['p']:.3g}", *spent)
     print(write_report("adapt", figures, device="cpu", seed=SEED, output=options.output).name)
 
 
