@@ -89,7 +89,7 @@ def export_model(model: Any, out: str | Path, format: Format = "safetensors", ou
             for inside, side in sides(model).items():
                 rows = calibration_rows(side.templates, side.tokenizer, side.contract.embed_token_id)
                 tensors = quantize_causal_lm(side.checkpoint.model, rows)
-                save_int8(tensors, scratch / inside / INT8_FILE, side.contract_hash)
+                save_int8(tensors, scratch / inside / INT8_FILE, side.contract.states_hash)
         atomic_write_text(scratch / "README.md", card(model, format, outtype))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return Export(

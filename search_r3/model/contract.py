@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from search_r3.errors import InputError
@@ -69,6 +69,11 @@ class Contract:
         record = self.to_dict() | {"format": HASHED_FORMAT}
         del record["base"]
         return _sha256(record)
+
+    @property
+    def states_hash(self) -> str:
+        """`hash` without the query projection, which comes after the model: what files made of its weights name."""
+        return replace(self, query_projection="").hash
 
     @property
     def document_space(self) -> str:

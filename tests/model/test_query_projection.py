@@ -88,6 +88,7 @@ class TestModel:
         assert model.contract.document_space == before.contract.document_space
         assert model.contract_hash != before.contract_hash
         assert model.contract.to_dict()["format"] == 5
+        assert model.contract.states_hash == before.contract_hash  # its int8 matrices are those of the model before
 
     def test_golden_vectors_come_out_again(self, model: SearchR3) -> None:
         assert (model.check_golden() or 0) < 1e-6

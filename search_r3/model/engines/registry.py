@@ -35,7 +35,7 @@ def _open_int8(inputs: EngineInputs) -> TorchEngine:
     return Int8Engine(
         checkpoint.model,
         **inputs.settings,
-        contract_hash=checkpoint.contract.hash,
+        contract_hash=checkpoint.contract.states_hash,
         cache_dir=cache / "int8" if cache is not None else None,
         samples=lambda: calibration.calibration_rows(inputs.templates, checkpoint.tokenizer, embed_id),
         paths=[checkpoint.path / INT8_FILE],
