@@ -159,7 +159,7 @@ def test_a_sliding_window_and_weights_beside_the_graph(
     monkeypatch.setattr(exporter, "ONE_FILE", 0)
     out = tmp_path / "graph"
     assert main(["export", str(folder), str(out), "--format", "onnx"]) == 0
-    assert f"how to feed it: {out / 'README.md'}" in capsys.readouterr().out
+    assert f"how to use it: {out / 'README.md'}" in capsys.readouterr().out
     assert (out / "model.onnx.data").stat().st_size > (out / "model.onnx").stat().st_size
     out = out.rename(tmp_path / "moved")
     model = SearchR3.from_pretrained(folder, device="cpu")
