@@ -258,7 +258,9 @@ def run_search(
             for hit, snippet in zip(hits, snippets, strict=True)
         ]
         words = "" if trace is None else trace.text
-        explanation = explain(backend, query, words, found, by_meaning=mode != "text")
+        floor = backend.floor_record
+        comparable = model is not None and (floor is None or floor.holds_for(model.contract_hash))
+        explanation = explain(backend, query, words, found, by_meaning=mode != "text" and comparable)
     done = time.perf_counter()
     timings = Timings(round((done_embedding - started) * 1e3, 2), round((done - done_embedding) * 1e3, 2))
     passages = [] if embedded is None else embedded.read

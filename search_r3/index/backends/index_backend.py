@@ -94,20 +94,26 @@ class RelevanceFloor:
 
 
 class FloorRecord(NamedTuple):
-    """A floor, and the number of rows when it was measured."""
+    """A floor, the number of rows when it was measured, and the contract of the model that embedded the questions; ""
+    in records of older versions."""
 
     floor: RelevanceFloor
     rows: int
+    contract_hash: str = ""
+
+    def holds_for(self, contract_hash: str) -> bool:
+        """Whether the cosines of this model's queries may be compared with the floor: a query adapter has others."""
+        return self.contract_hash in ("", contract_hash)
 
     def to_json(self) -> str:
-        return json.dumps({"floor": asdict(self.floor), "rows": self.rows})
+        return json.dumps({"floor": asdict(self.floor), "rows": self.rows, "contract_hash": self.contract_hash})
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
         """What `to_json` wrote; None if another version did."""
         try:
             value = json.loads(text)
-            return cls(RelevanceFloor(**value["floor"]), int(value["rows"]))
+            return cls(RelevanceFloor(**value["floor"]), int(value["rows"]), str(value.get("contract_hash", "")))
         except (ValueError, TypeError, KeyError):
             return None
 

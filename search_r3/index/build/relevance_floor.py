@@ -84,4 +84,4 @@ def keep_floor(backend: IndexBackend, model: Encoder) -> None:
         return
     rows, kept = backend.count(), backend.floor_record
     if rows and (kept is None or abs(rows - kept.rows) > CHANGED * kept.rows):
-        backend.write_floor(FloorRecord(measure_floor(backend, model), rows))
+        backend.write_floor(FloorRecord(measure_floor(backend, model), rows, model.contract_hash))

@@ -93,7 +93,8 @@ def explain(
 
     Args:
         reasoning: what the model wrote or was given; "" without reasoning.
-        by_meaning: the search compared vectors; otherwise no hit is weak.
+        by_meaning: the search compared vectors, by the model that the floor was measured with; otherwise no hit is
+            weak.
     """
     asked = query_terms(query)
     thought = query_terms(reasoning) - asked if reasoning.strip() else set()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search_r3.index import SearchIndex, SourceDocument, build_index
-from search_r3.index.backends.index_backend import RelevanceFloor
+from search_r3.index.backends.index_backend import FloorRecord, RelevanceFloor
 from search_r3.index.backends.lance.floor_record import read_floor
 from search_r3.index.build import relevance_floor
 
@@ -77,6 +77,16 @@ def test_a_hit_no_closer_than_unrelated_questions_is_weak_unless_it_has_the_word
     assert not any(about.weak for about in index.search("zxqv", model, explained=True).explanation.hits)
 
 
+def test_a_model_whose_queries_the_floor_was_not_measured_with_has_no_weak_hits(index, model, monkeypatch) -> None:
+    for contract, weak in ((model.contract_hash, True), ("", True), ("that of another query adapter", False)):
+        record = FloorRecord(RelevanceFloor(2.0, 3.0), 5, contract)
+        assert FloorRecord.from_json(record.to_json()) == record
+        monkeypatch.setattr(type(index.backend), "floor_record", record)
+        about = index.search("zxqv wvut", model, reasoning=False, explained=True).explanation
+        assert all(hit.weak is weak for hit in about.hits)
+        assert (about.floor is not None) is weak
+
+
 def test_a_search_by_words_has_no_weak_hits(index, monkeypatch) -> None:
     monkeypatch.setattr(type(index.backend), "relevance_floor", RelevanceFloor(2.0, 3.0))
     found = index.search("train somewhere", None, mode="text", explained=True)
@@ -99,7 +109,7 @@ def test_a_build_measures_the_floor_and_again_when_the_index_has_grown(tmp_path:
     assert asked == [20, 30]
     opened = SearchIndex.open(tmp_path / "an.index")
     assert opened.backend.relevance_floor == RelevanceFloor(0.25, 0.5)
-    assert read_floor(opened.table).rows == 30
+    assert (read_floor(opened.table).rows, read_floor(opened.table).contract_hash) == (30, model.contract_hash)
     assert SearchIndex.open_snapshot(tmp_path / "an.index").backend.relevance_floor == RelevanceFloor(0.25, 0.5)
 
 
