@@ -244,6 +244,8 @@ def _records(
     own = dict(fields or {})
     if unknown := own.keys() - set(OWN):
         raise InputError(f'"{min(unknown)}" is no field of a document; name its {", ".join(OWN)}')
+    if len(set(own.values())) < len(own):
+        raise InputError(f"one field is named for two of {', '.join(own)}; give each its own")
 
     def read(source: PathSource) -> Iterator[SourceDocument]:
         file = SourceFile(path, path.name, delimiter=delimiter, fields=own, may_be_empty=source.may_be_empty)

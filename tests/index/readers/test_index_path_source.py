@@ -275,6 +275,8 @@ def test_a_named_field_that_is_not_there_is_named(tmp_path, name):
         list(open_source(path, fields={"text": "comment"}))
     with pytest.raises(InputError, match='"body" is no field of a document; name its id, text, title'):
         open_source(path, fields={"body": "text"})
+    with pytest.raises(InputError, match="one field is named for two of id, text; give each its own"):
+        open_source(path, fields={"id": "slug", "text": "slug"})
 
 
 def test_only_records_have_fields(tmp_path):
