@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashed_workers import pytest_handlecrashitem  # noqa: F401, a hook
+from crashed_workers import pytest_xdist_make_scheduler  # noqa: F401, a hook
 from storage_faults import s3_bucket, s3_variables
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the network for anything

@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from crashed_workers import pytest_xdist_make_scheduler
 from processes import run, run_processes, start
 
 SPAWNS_A_STUBBORN_GRANDCHILD = """
@@ -107,16 +109,56 @@ def test_it(n):
 """
 
 
+class FakeWorker:
+    """A worker of pytest-xdist that only notes what it is given."""
+
+    def __init__(self, name: str) -> None:
+        self.gateway = SimpleNamespace(id=name)
+        self.shutting_down = False
+        self.given: list[list[int]] = []
+
+    def send_runtest_some(self, tests: list[int]) -> None:
+        """Note them."""
+        self.given.append(tests)
+
+    def shutdown(self) -> None:
+        """It gets nothing more."""
+        self.shutting_down = True
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2, 3])
+def test_no_worker_gets_a_file_of_which_nothing_is_left(dies_at: int) -> None:
+    tests = ["a.py::0", "b.py::0", *(f"{name}.py::{n}" for name in "cde" for n in range(4))]
+    options = {"tx": ["popen", "popen"], "dist": "loadfile"}
+    config = SimpleNamespace(option=SimpleNamespace(loadscopereorder=False), getvalue=options.get)
+    scheduler = pytest_xdist_make_scheduler(config, None)
+    workers = [FakeWorker("gw0"), FakeWorker("gw1")]
+    for worker in workers:
+        scheduler.add_node(worker)
+        scheduler.add_node_collection(worker, tests)
+    scheduler.schedule()
+    assert [worker.given for worker in workers] == [[[0], [2, 3, 4, 5]], [[1], [6, 7, 8, 9]]]
+    for n in [1, *range(6, 6 + dies_at)]:
+        scheduler.mark_test_complete(workers[1], n)
+    assert scheduler.remove_node(workers[1]) == f"d.py::{dies_at}"
+    for n in [0, 2, 3, 4, 5, *range(10, 12)]:
+        scheduler.mark_test_complete(workers[0], n)
+    done = {1, *range(6, 7 + dies_at)}
+    assert all(workers[0].given)
+    assert sorted(sum(workers[0].given, [])) == sorted({*range(len(tests))} - done)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [0, 2, 3])
 def test_a_run_ends_when_a_worker_has_died(tmp_path: Path, dies_at: int) -> None:
     for name in "abcd":
         (tmp_path / f"test_{name}.py").write_text(DIES.format(tests=4, dies_at=-1))
     (tmp_path / "test_z.py").write_text(DIES.format(tests=4, dies_at=dies_at))
-    plugins = ["-p", "crashed_workers", "-p", "no:langsmith_plugin", "-p", "no:cacheprovider", "-n", "2"]
+    plugins = ["-p", "xdist", "-p", "crashed_workers", "-p", "no:cacheprovider", "-n", "2"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "--dist", "loadfile", "--no-loadscope-reorder"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = run([*command, str(tmp_path)], env=environment, cwd=tmp_path, check=False, seconds=60)
+    # Not all plugins that are installed: importing them takes seconds, and four processes do.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = run([*command, str(tmp_path)], env=environment, cwd=tmp_path, check=False, seconds=120)
     assert done.returncode == 1
     assert "1 failed, 19 passed" in done.stdout
     assert f"crashed while running 'test_z.py::test_it[{dies_at}]'" in done.stdout
