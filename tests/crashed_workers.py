@@ -1,7 +1,7 @@
 """A pytest plugin: the run goes on, and ends, after one of pytest-xdist's workers has died.
 
-xdist 3.8 puts all files of a dead worker back into its queue, with those that were done and the test that killed it, and
-at once hands the first of them to a worker that has little left. A worker that gets a file of which nothing is left
+xdist 3.8 puts all files of a dead worker back into its queue, with those that were done and the test that killed it,
+and at once hands the first of them to a worker that has little left. A worker that gets a file of which nothing is left
 never answers, so the run would not end; and the test that killed one worker would go on to kill the next.
 """
 

@@ -145,7 +145,7 @@ def test_no_worker_gets_a_file_of_which_nothing_is_left(dies_at: int) -> None:
         scheduler.mark_test_complete(workers[0], n)
     done = {1, *range(6, 7 + dies_at)}
     assert all(workers[0].given)
-    assert sorted(sum(workers[0].given, [])) == sorted({*range(len(tests))} - done)
+    assert sorted(test for some in workers[0].given for test in some) == sorted({*range(len(tests))} - done)
 
 
 @pytest.mark.slow

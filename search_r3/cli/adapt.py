@@ -26,6 +26,7 @@ from search_r3.cli.options import (
     silence_transformers,
 )
 from search_r3.cli.train import Resume
+from search_r3.errors import InputError
 from search_r3.files import atomic_path, atomic_write_text
 from search_r3.progress import progress_bar
 from search_r3.rank_fusion import DEPTH
@@ -86,12 +87,13 @@ def adapt(
         float | None, typer.Option(help="AdamW's peak learning rate: 5e-4 by default, with lora 2e-4.")
     ] = None,
     teacher: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
-            help="With linear: how much the fused order by vectors and words counts, where the judgments count 1.",
+            help="With linear: how much the fused order by vectors and words counts, where the judgments count 1; 1 "
+            "by default.",
         ),
-    ] = 1.0,
+    ] = None,
     mode_ratio: Annotated[
         float,
         typer.Option(
@@ -130,6 +132,15 @@ def adapt(
 
     started = time.monotonic()
     check_target(into)
+    given: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    given = {key: value for key, value in given.items() if value is not None}
+    given |= {"mode_ratio": mode_ratio, "seed": seed}
+    if method is Method.lora:
+        if teacher is not None:
+            raise InputError("--teacher is for --method linear; LoRA learns from the judgments alone")
+        lora = AdaptSettings(**given)
+    else:
+        linear = LinearSettings(teacher=1.0 if teacher is None else teacher, **given)
     opened = SearchIndex.open(index, follow=False)
     name = model or model_of_index(opened.info.model_name, opened.info.model_source, index)
     vectors = IndexedVectors(*opened.matrix(texts=reads(name)))
@@ -138,10 +149,6 @@ def adapt(
     excluded = read_excluded_queries(queries, split, exclude or (), data)
     parts = split_queries(read_judged_queries(queries, split, data), vectors.column_of, hold_out, excluded)
     print_progress(_counts(parts, len(vectors.column_of)))
-    given: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    given = {key: value for key, value in given.items() if value is not None}
-    settings = AdaptSettings(mode_ratio=mode_ratio, **(given if method is Method.lora else {"seed": seed}))
-    linear = LinearSettings(teacher=teacher, **(given if method is Method.linear else {}))
 
     def load_checked(which: str) -> Any:
         loaded = load(which, device, dtype)
@@ -150,10 +157,10 @@ def adapt(
 
     run = into.with_name(f"{into.name}.run")
     if method is Method.lora:
-        found = adapt_lora(name, vectors, parts, run, settings, load_checked, resume, print_progress)
+        found = adapt_lora(name, vectors, parts, run, lora, load_checked, resume, print_progress)
     else:
-        words = _word_scores(opened) if teacher else None
-        found = adapt_linear(name, vectors, parts, run, linear, settings, load_checked, words, print_progress)
+        words = _word_scores(opened) if linear.teacher else None
+        found = adapt_linear(name, vectors, parts, run, linear, load_checked, words, resume, print_progress)
     record = {
         "index": str(index),
         "model": name,
@@ -165,9 +172,7 @@ def adapt(
         "better": found.better,
         "worse": found.worse,
         "method": method.value,
-        "settings": asdict(settings)
-        if method is Method.lora
-        else asdict(linear) | {"mode_ratio": mode_ratio, "max_reasoning_tokens": settings.max_reasoning_tokens},
+        "settings": asdict(lora if method is Method.lora else linear),
         "seconds": round(time.monotonic() - started, 1),
     }
     _save(found, into, record, parts)

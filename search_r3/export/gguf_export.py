@@ -40,7 +40,7 @@ def write_gguf_folder(folder: Path, model: Any, outtype: OutType) -> None:
         raise InputError(
             f"a model on the {model.engine_spec.name} engine cannot be exported as GGUF; load it with engine torch"
         )
-    refuse_query_projection(model, "GGUF")
+    refuse_query_projection(model.name, model.contract, "exported as GGUF")
     own = not model.is_query_adapter
     _write(folder, model, outtype, SIDES if own else SIDES[1:])
     if not own:

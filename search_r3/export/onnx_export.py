@@ -63,7 +63,7 @@ def write_onnx(folder: Path, model: Any) -> None:
     check_installed()
     if model.dtype != "float32":
         raise InputError(f"an ONNX export is float32, but the model is loaded in {model.dtype}; load it in float32")
-    refuse_query_projection(model, "ONNX")
+    refuse_query_projection(model.name, model.contract, "exported as ONNX")
     folder.mkdir()
     model.checkpoint.model.config.save_pretrained(str(folder))
     model.tokenizer.save_pretrained(str(folder))

@@ -24,7 +24,7 @@ from search_r3.model.capitals import fold_capitals
 from search_r3.model.complete_weights import check_adapter, load_causal_lm
 from search_r3.model.contract import Contract
 from search_r3.model.query_normalizer import QUERY_NORMALIZER_FILE, QueryNormalizer, before_folding
-from search_r3.model.query_projection import QUERY_PROJECTION_FILE, QueryProjection
+from search_r3.model.query_projection import QUERY_PROJECTION_FILE, QueryProjection, refuse_query_projection
 from search_r3.model.quiet_loading import quiet_transformers
 from search_r3.model.resolve import check_name, find_adapter, resolve, weights_sha256
 from search_r3.prompts import EMBED_TOKEN
@@ -139,7 +139,8 @@ def load(name_or_path: str | Path, *, dtype: Any, device: Any = "cpu", merge: bo
     folder = resolve(name_or_path)
     record = read_record(folder)
     if not merge and record is not None:
-        refuse_projection(folder, record, "trained further")
+        contract = Contract.from_dict(record["contract"], str(folder / CONTRACT_FILE))
+        refuse_query_projection(folder.name, contract, "trained further", record.get("adapted_from", ""))
     with _one_thread():
         if record is None:
             checkpoint = load_base(name_or_path, dtype=dtype)
@@ -186,15 +187,6 @@ def read_query_projection(folder: Path, contract: Contract) -> QueryProjection |
     if projection.hash != contract.query_projection or len(projection.weight_DD) != contract.dimension:
         raise InputError(f"{folder / QUERY_PROJECTION_FILE} does not match the contract; make the adapter again")
     return projection
-
-
-def refuse_projection(folder: Path, record: dict[str, Any], what: str) -> None:
-    """Raise InputError if the checkpoint has a query projection, which would be lost; `what` cannot be done to it."""
-    if record["contract"].get("query_projection"):
-        raise InputError(
-            f"{folder.name} was adapted to an index by a linear map of its queries, and cannot be {what}; give the "
-            f"model that it was adapted from ({record.get('adapted_from', 'see its adapt.json')})"
-        )
 
 
 @contextmanager

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search_r3.errors import InputError, first_line
 from search_r3.files import atomic_path
+
+if TYPE_CHECKING:
+    from search_r3.model.contract import Contract
 
 QUERY_PROJECTION_FILE = "query_projection.safetensors"
 """The file of a checkpoint that holds its query projection."""
@@ -77,10 +80,15 @@ class QueryProjection:
         return cls(weight_DD)
 
 
-def refuse_query_projection(model: Any, runtime: str) -> None:
-    """Raise InputError for a SearchR3 with a query projection: an export for another runtime gives other embeddings."""
-    if model.checkpoint.query_projection is not None:
+def refuse_query_projection(name: str, contract: Contract, what: str, adapted_from: str = "") -> None:
+    """Raise InputError if the contract of the model `name` has a query projection, which would be lost.
+
+    Args:
+        what: what cannot be done to the model, as in "cannot be averaged".
+        adapted_from: the model that it was adapted from, if that is known.
+    """
+    if contract.query_projection:
         raise InputError(
-            f"{model.name} was adapted to an index by a linear map of its queries, which a {runtime} export has no "
-            "place for; export the model that it was adapted from, or serve this one with search-r3"
+            f"{name} was adapted to an index by a linear map of its queries, and cannot be {what}; give the model that "
+            f"it was adapted from ({adapted_from or 'its adapt.json names it'})"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,14 @@ from search_r3.model.latent_steps import has_latent
 from search_r3.model.searchr3 import SearchR3
 from search_r3.ranking import graded_ranking, top_k
 from search_r3.training.config import LoopConfig
-from search_r3.training.linear_adapter import Documents, LinearSettings, WordScores, fit_projection, targets
+from search_r3.training.linear_adapter import (
+    Documents,
+    LinearSettings,
+    ModeSettings,
+    WordScores,
+    fit_projection,
+    targets,
+)
 from search_r3.training.precision import resolve_attention
 from search_r3.training.sft.contrastive import document_key
 from search_r3.training.sft.fixed_documents import FixedDocuments
@@ -50,7 +58,7 @@ WITHOUT_REASONING = "off"
 
 
 @dataclass(frozen=True)
-class AdaptSettings:
+class AdaptSettings(ModeSettings):
     """How long and how fast queries are adapted."""
 
     steps: int = 240
@@ -61,20 +69,12 @@ class AdaptSettings:
     """AdamW's peak learning rate."""
     temperature: float = 0.03
     """Temperature of the softmax over the index."""
-    mode_ratio: float = 0.25
-    """Fraction of the queries that are also trained in each further mode of the model: with the reasoning that it wrote
-    before, in latent steps, and with the first hits that it found before. 0: only directly; of the other modes, the
-    query adapter then has reasoning alone, untrained."""
-    max_reasoning_tokens: int = 32
-    """Reasoning is cut at this many tokens."""
-    seed: int = 0
-    """Decides the order of the queries."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, batch_size=2, max_reasoning_tokens=1, seed=0)
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(0 <= self.mode_ratio <= 1, "mode_ratio", self.mode_ratio, "from 0 to 1")
+        super().__post_init__()
+        at_least(self, steps=1, batch_size=2)
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0 and finite")
 
 
 class IndexedVectors:
@@ -188,9 +188,9 @@ def adapt_linear(
     split: QuerySplit,
     run: Path,
     settings: LinearSettings,
-    queries: AdaptSettings,
     load: Callable[[str], SearchR3],
     words: WordScores | None = None,
+    resume: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Adaptation:
     """Fit a query projection to an index.
@@ -198,9 +198,9 @@ def adapt_linear(
     Args:
         model: an adapter of the index's document space, or a query adapter, whose projection, if any, it follows.
         run: a folder for the query adapter, and for the reasoning that was written, which another run takes from it.
-        queries: of these, `mode_ratio`, `max_reasoning_tokens` and `seed` are used.
         load, say: see `adapt_lora`.
         words: a search of the index by words, whose fusion with the vectors is the teacher; None for none.
+        resume: False writes the reasoning again.
 
     Raises:
         InputError: the model is no adapter, or no projection was better on the held-out queries than none is.
@@ -208,9 +208,10 @@ def adapt_linear(
     begun = load(model)
     refuse_base(begun)
     say(f"measuring {begun.name} on {len(split.held_out):,} held-out queries")
-    before = measure(begun, index, split.held_out, queries)
+    held_QD = embed_queries(begun, split.held_out)
+    before = measure(begun, index, split.held_out, settings, held_QD)
     say("embedding the queries: some with the model's own reasoning")
-    pairs = _training_pairs(begun, index, split.train, run, queries, resume=True)
+    pairs = _training_pairs(begun, index, split.train, run, settings, resume)
     row_RD, query_of = _rows(begun, pairs)
     by_words = None if words is None else words([query.text for query in split.train])
     direct_QD = row_RD[: len(split.train)]
@@ -225,7 +226,6 @@ def adapt_linear(
             settings,
         )
     ]
-    held_QD = embed_queries(begun, split.held_out)
     say(f"fitting a linear map to {len(row_RD):,} embeddings")
     needed = np.unique(np.concatenate([target.columns for target in target_of]))
     fitted = fit_projection(
@@ -236,11 +236,11 @@ def adapt_linear(
         settings,
     )
     _check_gain(model, split, float(before[WITHOUT_REASONING]["ndcg@10"].mean()), fitted.ndcg)
-    folder = run / "best"
+    folder = run / "linear"  # beside the checkpoints of a LoRA run
     shutil.rmtree(folder, ignore_errors=True)
     save_projected(begun.checkpoint.path, fitted.projection.after(begun.checkpoint.query_projection), folder)
     del begun
-    return _measured(folder, index, split, queries, before, load, say)
+    return _measured(folder, index, split, settings, before, load, say)
 
 
 def refuse_base(model: SearchR3) -> None:
@@ -340,7 +340,7 @@ def _measured(
     folder: Path,
     index: IndexedVectors,
     split: QuerySplit,
-    settings: AdaptSettings,
+    settings: ModeSettings,
     before: dict[str, dict[str, np.ndarray]],
     load: Callable[[str], SearchR3],
     say: Callable[[str], None],
@@ -367,10 +367,18 @@ def embed_queries(model: Any, queries: Sequence[JudgedQuery]) -> np.ndarray:
 
 
 def measure(
-    model: SearchR3, index: IndexedVectors, queries: Sequence[JudgedQuery], settings: AdaptSettings
+    model: SearchR3,
+    index: IndexedVectors,
+    queries: Sequence[JudgedQuery],
+    settings: ModeSettings,
+    direct_QD: np.ndarray | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """`IndexedVectors.measure` of each mode of the model: "off", "on", "latent", and "read" with its first hits."""
-    direct_QD, texts = embed_queries(model, queries), [query.text for query in queries]
+    """`IndexedVectors.measure` of each mode of the model: "off", "on", "latent", and "read" with its first hits.
+
+    `direct_QD` are the queries' embeddings without reasoning, if they are there.
+    """
+    direct_QD = embed_queries(model, queries) if direct_QD is None else direct_QD
+    texts = [query.text for query in queries]
     modes = {WITHOUT_REASONING: direct_QD}
     reasoned = model.reason(
         texts, max_reasoning_tokens=settings.max_reasoning_tokens, batch_size=64, show_progress_bar=False
@@ -389,7 +397,7 @@ def _training_pairs(
     index: IndexedVectors,
     queries: Sequence[JudgedQuery],
     run: Path,
-    settings: AdaptSettings,
+    settings: ModeSettings,
     resume: bool,
 ) -> list[TrainingPair]:
     """A pair per query, with its documents' ids for texts; some with the model's reasoning and first hits.

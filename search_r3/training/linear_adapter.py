@@ -9,6 +9,7 @@ target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch.nn import functional
 from search_r3.config import at_least, require
 from search_r3.data.judged_queries import JudgedQuery
 from search_r3.model.query_projection import QueryProjection
+from search_r3.rank_fusion import fuse
 from search_r3.ranking import top_k
 
 MOST_DOCUMENTS = 100_000
@@ -34,7 +36,25 @@ WordScores = Callable[[Sequence[str]], Sequence[Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
-class LinearSettings:
+class ModeSettings:
+    """In which modes of the model queries are adapted; what a query projection and LoRA have in common."""
+
+    mode_ratio: float = 0.25
+    """Fraction of the queries that are also trained in each further mode of the model: with the reasoning that it wrote
+    before, in latent steps, and with the first hits that it found before. 0: only directly; of the other modes, a LoRA
+    query adapter then has reasoning alone, untrained."""
+    max_reasoning_tokens: int = 32
+    """Reasoning is cut at this many tokens."""
+    seed: int = 0
+    """Decides the order of the queries, and which are trained in other modes."""
+
+    def __post_init__(self) -> None:
+        at_least(self, max_reasoning_tokens=1, seed=0)
+        require(0 <= self.mode_ratio <= 1, "mode_ratio", self.mode_ratio, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class LinearSettings(ModeSettings):
     """How a query projection is fitted."""
 
     steps: int = 150
@@ -49,16 +69,20 @@ class LinearSettings:
     """Weight of the teacher, where the judgments have 1; 0: only judgments."""
     teacher_temperature: float = 0.1
     """Temperature of the teacher's softmax over fused scores, which are from 0 to 1."""
-    seed: int = 0
-    """Decides the order of the rows."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1, batch_size=2, seed=0)
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        super().__post_init__()
+        at_least(self, steps=1, batch_size=2)
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0 and finite")
         require(bool(self.temperatures), "temperatures", self.temperatures, "one or more")
-        require(min(self.temperatures) > 0, "temperatures", self.temperatures, "above 0")
-        require(self.teacher >= 0, "teacher", self.teacher, "0 or more")
-        require(self.teacher_temperature > 0, "teacher_temperature", self.teacher_temperature, "above 0")
+        require(0 < min(self.temperatures) < math.inf, "temperatures", self.temperatures, "above 0 and finite")
+        require(0 <= self.teacher < math.inf, "teacher", self.teacher, "0 or more and finite")
+        require(
+            0 < self.teacher_temperature < math.inf,
+            "teacher_temperature",
+            self.teacher_temperature,
+            "above 0 and finite",
+        )
 
 
 @dataclass(frozen=True)
@@ -80,30 +104,29 @@ def targets(
 
     Args:
         score_QM: its cosines with the documents.
+        column_of: the column of each document, in the order of the columns.
         words: its documents by words, with their scores; None leaves the teacher out.
     """
-    found = []
+    found, names = [], list(column_of)
     for line, query in enumerate(queries):
-        weights: dict[int, float] = {}
         grades = sum(query.relevant.values())
-        for name, grade in query.relevant.items():
-            weights[column_of[name]] = grade / grades
+        weights = {name: grade / grades for name, grade in query.relevant.items()}
         if words is not None and settings.teacher:
-            by_words = {column_of[name]: score for name, score in words[line].items() if name in column_of}
-            for column, share in _teacher(score_QM[line], by_words, settings.teacher_temperature).items():
-                weights[column] = weights.get(column, 0.0) + settings.teacher * share
-        found.append(Target(np.array(list(weights), dtype=np.int64), np.array(list(weights.values()), np.float32)))
+            by_words = {name: score for name, score in words[line].items() if name in column_of}
+            for name, share in _teacher(names, score_QM[line], by_words, settings.teacher_temperature).items():
+                weights[name] = weights.get(name, 0.0) + settings.teacher * share
+        columns = np.array([column_of[name] for name in weights], dtype=np.int64)
+        found.append(Target(columns, np.array(list(weights.values()), np.float32)))
     return found
 
 
-def _teacher(score_M: np.ndarray, by_words: Mapping[int, float], temperature: float) -> dict[int, float]:
-    """Document -> share: the softmax of the mean of both lists' scores, each from 0 (or absent) to 1."""
+def _teacher(
+    names: Sequence[str], score_M: np.ndarray, by_words: Mapping[str, float], temperature: float
+) -> dict[str, float]:
+    """Document -> share: the softmax of the scores of relative score fusion, both lists alike."""
     scores, columns = (found[0] for found in top_k(score_M[None], min(DEPTH, len(score_M))))
-    fused: dict[int, float] = {}
-    for some in (dict(zip(columns.tolist(), scores.tolist(), strict=True)), by_words):
-        low, high = min(some.values(), default=0.0), max(some.values(), default=0.0)
-        for column, score in some.items():
-            fused[column] = fused.get(column, 0.0) + 0.5 * (score - low) / max(high - low, 1e-9)
+    by_meaning = {names[column]: score for column, score in zip(columns.tolist(), scores.tolist(), strict=True)}
+    fused = dict(fuse("rsf", by_meaning, by_words, weight=0.5, depth=DEPTH))
     value = np.array(list(fused.values())) / temperature
     share = np.exp(value - value.max())
     return dict(zip(fused, (share / share.sum()).tolist(), strict=True))

@@ -270,6 +270,33 @@ class TestLinear:
         command[1] = str(tmp_path / "plain.index")
         assert main([*command, "--hold-out", "4", "--learning-rate", "0.01"]) == 0
 
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--teacher", "inf"], "teacher must be 0 or more and finite, got inf"),
+            (["--learning-rate", "inf"], "learning_rate must be above 0 and finite, got inf"),
+            (["--learning-rate", "nan"], "learning_rate must be above 0 and finite, got nan"),
+            (["--method", "lora", "--teacher", "1"], "--teacher is for --method linear"),
+            (["--method", "lora", "--learning-rate", "inf"], "learning_rate must be above 0 and finite, got inf"),
+        ],
+    )
+    def test_an_option_that_cannot_be_is_refused_before_anything_is_read(
+        self, options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["adapt", "no-index", "no-queries", "--into", str(tmp_path / "queries"), *options]) == 2
+        assert said in capsys.readouterr().err
+
+    def test_starting_over_writes_the_reasoning_again(
+        self, place: Path, clicks: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        command = self.arguments(place, clicks)
+        assert main(command) == 0
+        shutil.rmtree(place / "queries")
+        written: list[int] = []
+        monkeypatch.setattr("search_r3.training.adapt.write_pairs", lambda _, pairs: written.append(len(pairs)))
+        assert main([*command, "--no-resume"]) == 0
+        assert written
+
     def test_what_is_not_better_is_not_saved(
         self, place: Path, clicks: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -261,11 +261,10 @@ class TorchEngine:
     def _known(self, prefix: Sequence[int]) -> Prefix:
         """The keys and values of the prefix, with the weights as they are now."""
         with self._lock, torch.inference_mode():
-            weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
-            if weights != self._weights:  # trained or moved since the last call
+            if self._weights_now() != self._weights:  # trained or moved since the last call
                 self._prefixes.clear()
                 self._layers = merge_projections(self.model)
-                self._weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+                self._weights = self._weights_now()
             key = tuple(prefix)
             if key and key not in self._prefixes:
                 first = self._prefix_session(len(key))
@@ -273,6 +272,10 @@ class TorchEngine:
                 first.feed(ids_1P, torch.arange(len(key), device=self.model.device)[None], None, None)
                 self._prefixes[key] = first.prefix()
             return self._prefixes.get(key, [])
+
+    def _weights_now(self) -> list[tuple[int, int]]:
+        """What changes when a weight is trained or moved."""
+        return [(p.data_ptr(), p._version) for p in self.model.parameters()]
 
     def _prefix_session(self, room: int) -> Session:
         """The session that computes a prefix of `room` tokens."""

@@ -28,11 +28,11 @@ from search_r3.model.checkpoint import (
     find_documents,
     read_query_normalizer,
     read_record,
-    refuse_projection,
     save_adapter,
 )
 from search_r3.model.contract import Contract
 from search_r3.model.query_normalizer import QueryNormalizer
+from search_r3.model.query_projection import refuse_query_projection
 from search_r3.model.reading import check_count
 from search_r3.model.resolve import resolve, weights_sha256
 from search_r3.model.searchr3 import SearchR3
@@ -125,7 +125,7 @@ def average_adapters(
     if into.exists() or into.is_symlink():
         raise InputError(f"{into} exists already, and is not overwritten; choose a new folder")
     for adapter in adapters:
-        refuse_projection(adapter.folder, {"contract": adapter.contract.to_dict()}, "averaged")
+        refuse_query_projection(adapter.folder.name, adapter.contract, "averaged")
     shares = _shares(weights, len(adapters))
     ranks = [adapter.settings["r"] for adapter in adapters]
     rank = max(ranks) if rank is None else rank

@@ -141,9 +141,6 @@ class Int8Engine(TorchEngine):
         config = self.backbone.config.get_text_config()
         self._packed = Int8Model.of(self._layers, tensors, self._float_head.weight.detach(), config)
 
-    def _weights_now(self) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), p._version) for p in self.model.parameters()]
-
     def _threads(self, count: int) -> ThreadPoolExecutor:
         """A pool of threads in which torch uses one core each."""
         with self._pool_lock:
