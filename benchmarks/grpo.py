@@ -1,8 +1,10 @@
-"""How fast stage 2 trains: seconds of an optimizer step, against TRL's GRPOTrainer doing the same job.
+"""How fast stage 2 trains: seconds of an optimizer step, against TRL's GRPOTrainer doing the same job, or an earlier
+version.
 
     python benchmarks/grpo.py                       # CPU: sizes of configs/grpo/cpu.yaml, 600 documents
     python benchmarks/grpo.py --device cuda         # GPU: sizes of configs/grpo/gpu.yaml
     python benchmarks/grpo.py --peer-precision autocast --peer-attention sdpa       # no trial of the peer's settings
+    python benchmarks/grpo.py --against build/before     # after: git worktree add build/before f444c4d
     python benchmarks/grpo.py --tiny                # random tiny weights, seconds; writes no result
 
 Both start from the same merged stage 1 model and the same embeddings of the same documents, with the same LoRA and
@@ -15,6 +17,9 @@ fastest here in a trial.
 Before anything is timed, both compute the loss of the same rollouts with the same rewards: prompts, loss, KL, entropy,
 gradient norm and the rollouts' embeddings must agree, or there is no report. Each system runs in its own process (peak
 memory) and they take turns (time).
+
+With `--against`, ours is timed beside ours of another checkout (f444c4d) in place of the peer, by that checkout's own
+copy of this script; the loss of the first batch, sampled by each, must be the same.
 """
 
 from __future__ import annotations
@@ -53,6 +58,19 @@ from search_r3.data.pairs import write_pairs
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "grpo"
 GOAL = 2.0
 """Times the peer's speed."""
+BEFORE_GOAL = 1.5
+"""Times the speed of the checkout of `--against`."""
+RENAMED = {
+    "num_generations": "group_size",
+    "min_positive_rank": "from_rank",
+    "max_positive_rank": "to_rank",
+    "staleness_eval_every": "gauge_every",
+    "log_completions_every": "samples_every",
+    "num_iterations": "epochs",
+    "num_mini_batches": "minibatches",
+    "advantage_estimator": "advantage",
+}
+"""Settings by the names that f444c4d has for them."""
 TOLERANCE = {
     "float32": {"loss": 1e-3, "kl": 1e-3, "entropy": 1e-2, "gradient_norm": 1e-2, "cosine": 1e-4},
     "bfloat16": {"loss": 1e-2, "kl": 1e-2, "entropy": 1e-1, "gradient_norm": 5e-2, "cosine": 1e-2},
@@ -87,8 +105,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         base, figures = prepare(options, Path(scratch))
-        figures |= speed(base, options)
-    finish("grpo", figures, options, SEED)
+        figures |= speed(base, options) if options.against is None else against(base, options)
+    finish("grpo" if options.against is None else "grpo-against", figures, options, SEED)
 
 
 def load(spec: Spec) -> tuple[dict[str, Any], Callable[[str], dict[str, Any]]]:
@@ -156,10 +174,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps before")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--against", type=Path, help="another checkout, f444c4d, which is timed in place of the peer")
     parser.add_argument("--tiny", action="store_true", help="random weights, two layers: tries the script; --adapter "
                         "then names the base whose tokenizer is taken")  # fmt: skip
     parser.add_argument(
-        "--json", "--output", dest="output", type=Path, help=f"where it goes (default: {RESULTS.name}/grpo.json)"
+        "--json",
+        "--output",
+        dest="output",
+        type=Path,
+        help=f"where it goes (default: {RESULTS.name}/grpo.json or grpo-against.json)",
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -356,6 +379,64 @@ def speed(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def against(base: Spec, options: argparse.Namespace) -> dict[str, Any]:
+    """Ours beside ours of `--against`: without the contrastive term and with it, in turns; prints the table."""
+    checkout, weight = options.against.resolve(), config_with_contrast(base)
+    contrasted = replace(base, settings=[*base.settings, f"contrastive_weight={weight}"])
+    script = checkout / "benchmarks" / Path(__file__).name
+    with ExitStack() as stack:
+        systems: dict[str, System] = {}
+        for name, spec in (("ours", base), ("ours_contrastive", contrasted)):
+            for of, where in ((name, None), (name.replace("ours", "before"), checkout)):
+                old = spec if where is None else of_before(spec, checkout)
+                systems[of] = stack.enter_context(System(of, old, options.warmup, where and script, where))
+                systems[of].load()
+        said = {name: systems[name].ask("compare") for name in ("ours", "before")}
+        if said["ours"]["tokens_sha256"] == said["before"]["tokens_sha256"]:
+            difference = abs(said["ours"]["loss"] - said["before"]["loss"])
+            if difference > TOLERANCE["bfloat16"]["loss"]:
+                raise SystemExit(f"the two differ on the same rollouts: their losses by {difference:.6f}")
+        for system in systems.values():
+            system.warm_up()
+        seconds = in_turns({name: system.step for name, system in systems.items()}, options.steps)
+        for system in systems.values():
+            system.peak_bytes = system.ask("peak")["peak_bytes"]
+    table = Table(f"seconds of a step, median of {options.steps}", "part            ", *systems)
+    for part in ("seconds", *PARTS):
+        medians = [statistics.median(system.seconds(part)) for system in systems.values()]
+        table.row("step" if part == "seconds" else part, *(f"{median:.3g}" for median in medians))
+    table.row("peak MiB", *(f"{system.peak_bytes / 2**20:.0f}" for system in systems.values()))
+    table.row("tokens written", *(f"{statistics.median(s.taken('rollout_tokens')):.0f}" for s in systems.values()))
+    figures: dict[str, Any] = {name: system.figures() for name, system in systems.items()}
+    for name in ("ours", "ours_contrastive"):
+        old = name.replace("ours", "before")
+        measured = compare(seconds[name], seconds[old])
+        met = "met" if measured.ratio >= BEFORE_GOAL else "missed"
+        print(f"{name}, times the speed before: {ratio_cell(measured)}; goal {BEFORE_GOAL}: {met}")
+        figures[name] |= ratio_figures("times_the_speed_before", measured)
+        figures[name]["peak_of_before"] = rounded(systems[name].peak_bytes / systems[old].peak_bytes)
+    return {
+        "steps": options.steps,
+        "goal": BEFORE_GOAL,
+        "checkout": options.against.name,
+        "same_rollouts": said["ours"]["tokens_sha256"] == said["before"]["tokens_sha256"],
+        "losses": {name: one["loss"] for name, one in said.items()},
+        "contrastive_weight": weight,
+        **figures,
+    }
+
+
+def of_before(spec: Spec, checkout: Path) -> Spec:
+    """A spec of ours, in the words of f444c4d."""
+    settings = []
+    for setting in spec.settings:
+        name, _, value = setting.partition("=")
+        settings.append(
+            f"{RENAMED.get(name, name)}={value if name != 'advantage_estimator' else json.dumps('standard')}"
+        )
+    return replace(spec, settings=settings, recipe=str(checkout / "configs" / "grpo" / Path(spec.recipe).name))
+
+
 def config_with_contrast(base: Spec) -> float:
     """The recipe's own weight of the contrastive term, which the settings have put to 0."""
     bare = [setting for setting in base.settings if not setting.startswith("contrastive_weight=")]
@@ -415,9 +496,11 @@ def agree(ours: System, peer: System) -> dict[str, Any]:
 class System(Worker):
     """A worker with what it has said so far. Steps are numbered: the warm-up's first, then the timed ones."""
 
-    def __init__(self, name: str, spec: Spec, warmup: int) -> None:
+    def __init__(
+        self, name: str, spec: Spec, warmup: int, script: Path | None = None, checkout: Path | None = None
+    ) -> None:
         """Start the worker; `load` waits until it is loaded."""
-        super().__init__(__file__, asdict(spec))
+        super().__init__(str(script or __file__), asdict(spec), checkout)
         self.name, self.spec, self.warmup = name, spec, warmup
         self.about: dict[str, Any] = {}
         self.steps: list[dict[str, Any]] = []

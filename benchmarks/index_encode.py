@@ -71,7 +71,7 @@ def main() -> None:
             continue
         begun = time.perf_counter()
         some = texts[number * options.part : (number + 1) * options.part]
-        _save(path, model.encode_document(some, max_length=options.longest))
+        _save(path, model.encode_document(some, max_length=options.longest, batch_size=64))
         say(f"{path.name}: {len(some):,} rows in {time.perf_counter() - begun:.0f} s")
         new += 1
         if new == options.parts:
