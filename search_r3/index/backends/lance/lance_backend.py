@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 
@@ -58,9 +58,11 @@ TIES = 50  # fetched beyond the cut, so that ids, not the order on disk, decide 
 EXACT_MATCHES, EXACT_SHARE = 100, 1 / 2000
 """If a filter leaves fewer rows, or a smaller share of them, all that it leaves are compared. Each is read alone, which
 takes as long as comparing the codes of thousands (LOG.md, 2026-11-30)."""
+T = TypeVar("T")
 OPENING, SEARCHING, READING = "opening the index", "the search", "reading from the index"
 LONG = 10.0  # seconds; an attempt that failed after this long is not repeated in another way
 LOOKED_UP_AT_ONCE = 1000  # values in one SQL condition
+KEPT_FILTERS = 1000  # results that are kept
 PROBE_CHARACTERS = 200  # of a text whose words are searched for to test that the full-text index is readable
 FIELDS = ["id", "document", "title", "path", "start_line", "end_line", CONTENT, METADATA]
 STORED = [*FIELDS, TEXT_HASH, ROW_HASH, SOURCE]
@@ -93,6 +95,7 @@ class LanceBackend(IndexBackend):
         self._follow, self._session = follow, session
         self._pinned: tuple[int, LanceBackend] | None = None  # the table's version, and the index opened at it
         self._lance_session: Any = None  # Lance's caches, shared by the versions that were pinned
+        self._filters: dict[tuple[str, str], tuple[Any]] | None = None  # of a fixed version: what is known of filters
         self._has_full_text = False
 
     # ------------------------------------------------------------------------------------------------------- opening
@@ -166,7 +169,9 @@ class LanceBackend(IndexBackend):
             for wanted in (version, None):  # if that version is gone, the newest is as good
                 with suppress(OSError, RuntimeError, ValueError):
                     table = LanceSnapshot(self.location, TABLE, wanted, self._lance_session)
-                    return LanceBackend(self.location, table, read_info(self.path, table))
+                    pinned = LanceBackend(self.location, table, read_info(self.path, table))
+                    pinned._filters = {}
+                    return pinned
             raise InputError(f"{self.path} is no longer a search-r3 index; put the folder back")
 
         return within_deadline(self.location, OPENING, opened)
@@ -322,6 +327,9 @@ class LanceBackend(IndexBackend):
     def check_filter(self, where: str) -> str:
         """The filter in the form that the table understands: the smallest 64-bit integer, which SQL cannot parse, is
         rewritten as a difference."""
+        return self._once("check", where, self._check_filter)
+
+    def _check_filter(self, where: str) -> str:
         columns = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
         help_line = f"columns: {columns}; text goes in single quotes, as in title = 'Guide'"
         if ";" in QUOTED.sub("", where):
@@ -349,10 +357,21 @@ class LanceBackend(IndexBackend):
 
     def _matches(self, where: str) -> int | None:
         """How many rows the filter leaves; None if it fails, as the search will report."""
-        try:
-            return int(self.table.count_rows(where))
-        except (ValueError, RuntimeError, OSError):
-            return None
+        with suppress(ValueError, RuntimeError, OSError):
+            return self._once("count", where, lambda where: int(self.table.count_rows(where)))
+        return None
+
+    def _once(self, what: str, where: str, find: Callable[[str], T]) -> T:
+        """`find(where)`, which an index at a fixed version finds once: services filter by the same conditions again."""
+        if self._filters is None:
+            return find(where)
+        known = self._filters.get((what, where))
+        if known is None:
+            known = (find(where),)
+            if len(self._filters) >= KEPT_FILTERS:
+                self._filters.clear()
+            self._filters[what, where] = known
+        return known[0]
 
     # ----------------------------------------------------------------------------------------------------------- rows
 

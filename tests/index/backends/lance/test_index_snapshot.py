@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 
+import lance
 import numpy as np
 import pytest
 from processes import run
@@ -13,6 +14,7 @@ from search_r3.cli import main
 from search_r3.errors import InputError
 from search_r3.index import SearchIndex, SourceDocument, build_index
 from search_r3.index.backends.lance import approximate
+from search_r3.index.backends.lance.snapshot import LanceSnapshot
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ def place(tmp_path_factory, shared_model, request):
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
 @pytest.mark.parametrize("options", [{}, {"where": "number < 100"}, {"where": "number > 3", "exact": True}, {"k": 300}])
 def test_it_finds_what_lancedb_finds(place, model, mode, options):
-    opened, snapshot = SearchIndex.open(place), SearchIndex.open_snapshot(place)
+    opened, snapshot = SearchIndex.open(place, follow=False), SearchIndex.open_snapshot(place)
     for query in ("red gold war", "東京 teal", "planet"):
         expected = opened.search(query, model, mode=mode, **options)
         found = snapshot.search(query, model, mode=mode, **options)
@@ -49,11 +51,38 @@ def test_it_finds_what_lancedb_finds(place, model, mode, options):
 def test_filters_that_are_wrong_are_the_same_errors(place, model):
     for where in ("color = 'red'", "number >", "number = 1; DROP TABLE x", "path"):
         messages = []
-        for index in (SearchIndex.open(place), SearchIndex.open_snapshot(place)):
+        for index in (SearchIndex.open(place, follow=False), SearchIndex.open_snapshot(place)):
             with pytest.raises(InputError) as error:
                 index.search("red", model, where=where)
             messages.append(str(error.value).partition("(")[0])
         assert messages[0] == messages[1]
+
+
+def test_a_followed_index_is_read_by_lance_and_a_filter_counted_once_for_each_version(tmp_path, model, monkeypatch):
+    path, where = tmp_path / "i", "number < 3"
+    documents = [SourceDocument(str(i), "", f"text {i}", {"number": i}) for i in range(12)]
+    build_index(path, documents, model, approximate_from=10)
+    counted = []
+    count_rows = LanceSnapshot.count_rows
+    monkeypatch.setattr(
+        LanceSnapshot, "count_rows", lambda table, where: counted.append(where) or count_rows(table, where)
+    )
+    index = SearchIndex.open(path)
+    first = index.pinned().backend
+    assert isinstance(first.table, LanceSnapshot)
+    for _ in range(2):
+        assert len(index.search("text", model, reasoning=False, where=where).hits) == 3
+    assert counted == [where]
+    build_index(path, [*documents, SourceDocument("more", "", "text more", {"number": 0})], model)
+    index = index.latest()
+    assert len(index.search("text", model, reasoning=False, where=where).hits) == 4
+    assert counted == [where] * 2
+    assert index.pinned().backend.version > first.version
+
+
+def test_new_tables_have_a_format_in_which_rows_of_equal_values_are_read_fast(tmp_path, model):
+    build_index(tmp_path / "i", [SourceDocument("a", "", "a text")], model)
+    assert lance.dataset(tmp_path / "i" / "chunks.lance").data_storage_version == "2.1"
 
 
 def test_what_is_no_index_is_the_same_error(tmp_path, model):
