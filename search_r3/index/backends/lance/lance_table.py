@@ -26,7 +26,16 @@ from search_r3.index.backends.lance.table_sources import with_sources
 from search_r3.index.index_info import IndexInfo, migrate
 from search_r3.index.index_sources import SourceRecord
 from search_r3.index.row_keys import SOURCE, TEXT_HASH
-from search_r3.index.storage.location import Location, Remote, brief, connect, location_of, open_remote, storage_errors
+from search_r3.index.storage.location import (
+    Location,
+    Remote,
+    brief,
+    connect,
+    location_of,
+    open_remote,
+    options_of,
+    storage_errors,
+)
 
 TABLE = "chunks"
 METADATA_KEY = b"search_r3"
@@ -94,7 +103,8 @@ def create_table(path: Path | str, info: IndexInfo, sources: Iterable[SourceReco
     schema = with_sources(schema, sources)
     location = location_of(path)
     with storage_errors(location):
-        table = connect(location, FOLLOW_WRITES).create_table(TABLE, schema=schema, storage_options=FILE_FORMAT)
+        options = FILE_FORMAT | (options_of(location) or {})  # which may name another format
+        table = connect(location, FOLLOW_WRITES).create_table(TABLE, schema=schema, storage_options=options)
         ensure_full_text(table)
     return table
 
